@@ -31,7 +31,8 @@ struct Head<'a, E> {
     rows: usize,
     normed: &'a [f32],
     logits: &'a Disjoint<'a, f32>,
-    element: E,
+    /// Names the element type; its functions have no receiver.
+    _element: E,
 }
 
 impl<E: Float> Kernel for Head<'_, E> {
