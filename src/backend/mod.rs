@@ -24,6 +24,7 @@
 pub mod check;
 pub mod cpu;
 pub mod ops;
+pub mod random;
 pub mod reference;
 pub mod select;
 

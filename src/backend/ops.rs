@@ -368,7 +368,7 @@ pub struct Samples<B: Backend> {
 /// 6. top-p: of what is left, in descending order, keep the first whose cumulative share of
 ///    `Σ exp(x)` reaches `top_p` and all before it;
 /// 7. the highest `x_v + g_v` among what is left wins, where `g_v = −ln(−ln(u_v))` and `u_v` in
-///    (0, 1) is a hash of seed, position, choice and v ([`gumbel`](super::reference::gumbel)).
+///    (0, 1) is a hash of seed, position, choice and v ([`gumbel`](super::random::gumbel)).
 ///
 /// Step 7 draws from softmax(x) (the Gumbel-max trick, arXiv 1611.00712) without a sum, so the
 /// draw does not depend on the order of any reduction.
