@@ -186,6 +186,13 @@ pub trait Backend: Sized + 'static {
     /// What this device is.
     fn info(&self) -> &DeviceInfo;
 
+    /// What a size is rounded up to in a [`StepKey`]. A backend that keeps recordings answers the
+    /// next of a few buckets; one that runs ops as they are recorded gains nothing from padding,
+    /// which is the default.
+    fn bucket(&self, size: usize) -> usize {
+        size
+    }
+
     /// Reserves `len` elements, all zero. `name` is for messages.
     fn allocate<T: Element>(
         &self,

@@ -10,7 +10,8 @@ use crate::error::RunError;
 ///
 /// For a row `x` of f32: `s = 127 / max(max |x_i|, 1e-5)`, `q_i = clamp(round_half_even(x_i · s),
 /// −128, 127)`; the value meant is `q_i / s`. (BitNet b1.58, arXiv 2402.17764, section 2, with the
-/// constants of transformers' `ActQuant`.)
+/// constants of transformers' `ActQuant`.) Where a value of the row is NaN or infinite, `s` is NaN:
+/// every product of the row is then NaN, so that the fault reaches the logits and is reported.
 pub struct Quantized<B: Backend> {
     /// `q`, row `t` at `t · quantized_stride(width)`, zero beyond the width.
     pub values: B::Buffer<i8>,

@@ -26,7 +26,8 @@ pub fn norm_row(input: &[f32], gain: &[f32], eps: f32, output: &mut [f32]) {
 /// Quantises one row into `values` (zero beyond the row) and returns its scale `s` and `Σ q`.
 pub fn quantize_row(row: &[f32], values: &mut [i8]) -> (f32, i32) {
     let absmax = row.iter().fold(0f32, |max, x| max.max(x.abs()));
-    let scale = 127.0 / absmax.max(1e-5);
+    let finite = row.iter().all(|x| x.is_finite());
+    let scale = if finite { 127.0 / absmax.max(1e-5) } else { f32::NAN };
     values.fill(0);
     for (q, &x) in values.iter_mut().zip(row) {
         *q = (x * scale).round_ties_even().clamp(-128.0, 127.0) as i8;
@@ -126,7 +127,8 @@ pub fn sample_row(
         order.truncate(kept.map_or(order.len(), |last| last + 1));
     }
     let seed = u64::from(options.seed_high) << 32 | u64::from(options.seed_low);
-    let noisy = |token: usize| x[token] + gumbel(seed, options.length, options.choice, token as u32);
+    let noisy =
+        |token: usize| x[token] + gumbel(seed, options.length, options.choice, token as u32);
     let best = order.iter().copied().max_by(|&a, &b| {
         noisy(a).total_cmp(&noisy(b)).then(b.cmp(&a)) // among equals the lowest token
     });
@@ -281,8 +283,7 @@ impl Backend for Reference {
     }
 
     fn allocate_kv(&self, layout: KvLayout) -> Result<ReferenceKv, LoadError> {
-        let len =
-            layout.layers * layout.pages * PAGE_TOKENS * layout.kv_heads * layout.head_dim;
+        let len = layout.layers * layout.pages * PAGE_TOKENS * layout.kv_heads * layout.head_dim;
         Ok(ReferenceKv {
             layout,
             keys: self.allocate("keys", len)?,
@@ -477,7 +478,8 @@ impl Record<Reference> for ReferenceRecorder {
             };
             let lane = options.lane as usize;
             let history = &op.lanes.history[lane * op.lanes.context..][..options.length as usize];
-            let bias = options.bias_start as usize..(options.bias_start + options.bias_count) as usize;
+            let bias =
+                options.bias_start as usize..(options.bias_start + options.bias_count) as usize;
             let biases: Vec<(u32, f32)> = (op.batch.bias_tokens[bias.clone()].iter().copied())
                 .zip(op.batch.bias_values[bias].iter().copied())
                 .collect();
@@ -510,9 +512,7 @@ impl Record<Reference> for ReferenceRecorder {
             op.samples.logprobs[op.first + r] = match (target, log_sum_exp(logits)) {
                 (NONE, _) => 0.0,
                 (_, None) => f32::NAN,
-                (token, Some(log_sum)) => {
-                    (f64::from(logits[token as usize]) - log_sum) as f32
-                }
+                (token, Some(log_sum)) => (f64::from(logits[token as usize]) - log_sum) as f32,
             };
         }
         Ok(())
