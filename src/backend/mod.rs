@@ -26,7 +26,6 @@ pub mod cpu;
 pub mod ops;
 pub mod random;
 pub mod reference;
-pub mod select;
 
 use crate::error::{LoadError, RunError};
 use crate::tensor::HostTable;
@@ -199,6 +198,9 @@ pub trait Backend: Sized + 'static {
         name: &'static str,
         len: usize,
     ) -> Result<Self::Buffer<T>, LoadError>;
+
+    /// Elements of a buffer.
+    fn len<T: Element>(&self, buffer: &Self::Buffer<T>) -> usize;
 
     /// Packs matrices of equal width into one, their rows below each other; each keeps its scale.
     fn pack_ternary(&self, parts: &[&dyn TernaryRows]) -> Result<Self::TernaryMatrix, LoadError>;

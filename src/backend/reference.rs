@@ -274,6 +274,10 @@ impl Backend for Reference {
         Ok(buffer)
     }
 
+    fn len<T: Element>(&self, buffer: &Vec<T>) -> usize {
+        buffer.len()
+    }
+
     fn pack_ternary(&self, parts: &[&dyn TernaryRows]) -> Result<ReferenceMatrix, LoadError> {
         ReferenceMatrix::new(parts)
     }
