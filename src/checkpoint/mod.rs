@@ -15,6 +15,7 @@
 //! | `hf_config` | `config.json` |
 //! | `hf_weights`, `hf_layouts` | tensors by role; packed and float ternary matrices |
 //! | `tokenizer_files`, `generation_config` | text and sampling |
+//! | [`synthetic`] | nothing: random models of published shapes |
 
 mod files;
 mod generation_config;
@@ -25,6 +26,7 @@ mod json;
 mod safetensors;
 mod scan;
 mod summary;
+pub mod synthetic;
 mod tokenizer_files;
 
 use std::path::Path;
