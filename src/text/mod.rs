@@ -4,6 +4,11 @@
 //! [`Detokenizer`] does the way back one id at a time, [`StopMatcher`] finds stop strings in what
 //! comes out, and [`ChatTemplate`] turns a conversation into the text that a model was trained on.
 
+mod bounds;
+pub mod chat;
+mod jinja;
+mod pythonic;
 mod stop;
 
+pub use chat::{ChatOptions, ChatTemplate, Message};
 pub use stop::{StopMatcher, StopStep};
