@@ -6,9 +6,14 @@
 
 mod bounds;
 pub mod chat;
+mod control;
+mod decoder;
 mod jinja;
 mod pythonic;
 mod stop;
+pub mod tokenizer;
 
 pub use chat::{ChatOptions, ChatTemplate, Message};
+pub use decoder::Detokenizer;
 pub use stop::{StopMatcher, StopStep};
+pub use tokenizer::{Special, Tokenizer, TokenizerOptions};
