@@ -186,12 +186,22 @@ pub trait Backend: Sized + 'static {
     /// What this device is.
     fn info(&self) -> &DeviceInfo;
 
+    /// What a size is rounded up to in a [`StepKey`]. A backend that keeps recordings answers the
+    /// next of a few buckets; one that runs ops as they are recorded gains nothing from padding,
+    /// which is the default.
+    fn bucket(&self, size: usize) -> usize {
+        size
+    }
+
     /// Reserves `len` elements, all zero. `name` is for messages.
     fn allocate<T: Element>(
         &self,
         name: &'static str,
         len: usize,
     ) -> Result<Self::Buffer<T>, LoadError>;
+
+    /// Elements of a buffer.
+    fn len<T: Element>(&self, buffer: &Self::Buffer<T>) -> usize;
 
     /// Packs matrices of equal width into one, their rows below each other; each keeps its scale.
     fn pack_ternary(&self, parts: &[&dyn TernaryRows]) -> Result<Self::TernaryMatrix, LoadError>;

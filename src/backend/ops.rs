@@ -10,7 +10,9 @@ use crate::error::RunError;
 ///
 /// For a row `x` of f32: `s = 127 / max(max |x_i|, 1e-5)`, `q_i = clamp(round_half_even(x_i · s),
 /// −128, 127)`; the value meant is `q_i / s`. (BitNet b1.58, arXiv 2402.17764, section 2, with the
-/// constants of transformers' `ActQuant`.)
+/// constants of transformers' `ActQuant`.) Where a value of the row is NaN or infinite, `s` is NaN:
+/// every product of the row is then NaN, so that the fault reaches the logits and is reported.
+#[repr(C)] // so that `check` may view a checked backend's struct as the inner backend's
 pub struct Quantized<B: Backend> {
     /// `q`, row `t` at `t · quantized_stride(width)`, zero beyond the width.
     pub values: B::Buffer<i8>,
@@ -22,6 +24,7 @@ pub struct Quantized<B: Backend> {
 
 /// The inputs of a ragged step, written by the host before it. There is no prefill and no decode:
 /// a sequence brings as many tokens as it likes.
+#[repr(C)] // so that `check` may view a checked backend's struct as the inner backend's
 pub struct Batch<B: Backend> {
     /// `[T]` token, [`FROM_LANE`](super::FROM_LANE)` | lane`, or [`NONE`](super::NONE) for padding.
     pub tokens: B::Buffer<u32>,
@@ -54,6 +57,7 @@ pub struct Batch<B: Backend> {
 }
 
 /// What outlives a step on the device, one row per lane.
+#[repr(C)] // so that `check` may view a checked backend's struct as the inner backend's
 pub struct Lanes<B: Backend> {
     /// `[lanes × context]` tokens of each sequence by position, for the penalties.
     pub history: B::Buffer<u32>,
@@ -342,6 +346,7 @@ pub struct LmHead<'a, B: Backend> {
 }
 
 /// Results of [`Sample`], by logit row of the whole step.
+#[repr(C)] // so that `check` may view a checked backend's struct as the inner backend's
 pub struct Samples<B: Backend> {
     /// `[R]` the token; [`NONE`](super::NONE) where a logit of the row is NaN or infinite, and for
     /// padding.

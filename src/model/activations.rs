@@ -1,0 +1,172 @@
+//! Every intermediate of a step, named, and sized once when the model loads.
+
+use super::config::ModelConfig;
+use crate::backend::ops::{Batch, Lanes, Quantized, Samples, allocate_quantized};
+use crate::backend::{Backend, KvLayout, KvType, MAX_LOGPROBS, PAGE_TOKENS, quantized_stride};
+use crate::error::LoadError;
+
+/// How much is reserved when a model loads; nothing is allocated per token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reserve {
+    /// Tokens that a sequence may have.
+    pub context: usize,
+    /// Sequences that may live at once: lanes.
+    pub sequences: usize,
+    /// Tokens that a step may bring.
+    pub step_tokens: usize,
+    /// Pages of the KV cache.
+    pub kv_pages: usize,
+    /// Element type of the KV cache.
+    pub kv_type: KvType,
+}
+
+/// Logit biases that a step may bring: OpenAI's limit of 300 per request, rounded up, for each
+/// sequence.
+pub const MAX_BIASES: usize = 512;
+
+/// Bytes that the logits of one pass of the head may take, so that the buffer does not dwarf a
+/// small model; at most 64 rows a pass.
+const LOGIT_BYTES: usize = 16 << 20;
+
+impl Reserve {
+    /// Pages that one sequence may span.
+    pub fn max_pages(&self) -> usize {
+        self.context.div_ceil(PAGE_TOKENS)
+    }
+
+    /// Rows of the head's passes.
+    pub fn logit_rows(&self, config: &ModelConfig) -> usize {
+        (LOGIT_BYTES / (4 * config.vocabulary)).clamp(1, 64).min(self.step_tokens)
+    }
+
+    /// Shape of the KV cache.
+    pub fn kv_layout(&self, config: &ModelConfig) -> KvLayout {
+        KvLayout {
+            layers: config.layers,
+            pages: self.kv_pages,
+            kv_heads: config.heads.kv,
+            head_dim: config.heads.dim,
+            kv_type: self.kv_type,
+        }
+    }
+
+    /// Bytes of all activations, for the arithmetic of a refusal. `None` if beyond `usize`.
+    pub fn activation_bytes(&self, config: &ModelConfig) -> Option<usize> {
+        let attention = config.heads.output_width();
+        let per_token = 4 * (config.hidden + config.heads.qkv_width() + attention + 2 * config.ffn)
+            + quantized_stride(config.hidden)
+            + quantized_stride(attention)
+            + quantized_stride(config.ffn);
+        let rows = self.logit_rows(config);
+        let logits = rows.checked_mul(4 * (config.vocabulary + config.hidden))?;
+        let history = self.sequences.checked_mul(4 * self.context)?;
+        let rope = self.context.checked_mul(4 * config.heads.dim)?;
+        let table = self.sequences.checked_mul(4 * self.max_pages())?;
+        [logits, history, rope, table]
+            .into_iter()
+            .try_fold(self.step_tokens.checked_mul(per_token)?, usize::checked_add)
+    }
+}
+
+/// The buffers that a step reads and writes.
+pub struct Activations<B: Backend> {
+    /// The step's inputs.
+    pub batch: Batch<B>,
+    /// What outlives a step.
+    pub lanes: Lanes<B>,
+    /// `[T, hidden]` the residual stream.
+    pub residual: B::Buffer<f32>,
+    /// `[T, hidden]` quantised, the input of qkv and of gate and up.
+    pub hidden: Quantized<B>,
+    /// `[T, qkv_width]`.
+    pub qkv: B::Buffer<f32>,
+    /// `[T, output_width]` what attention answers.
+    pub attended: B::Buffer<f32>,
+    /// `[T, output_width]` quantised, the input of the output projection.
+    pub attended_quantized: Quantized<B>,
+    /// `[T, 2 · ffn]` gate, then up.
+    pub gate_up: B::Buffer<f32>,
+    /// `[T, ffn]` quantised, the input of the down projection.
+    pub gated: Quantized<B>,
+    /// `[logit rows, hidden]` rows that go into the head, of one pass.
+    pub normed: B::Buffer<f32>,
+    /// `[logit rows, vocabulary]` of one pass.
+    pub logits: B::Buffer<f32>,
+    /// What sampling and scoring answer.
+    pub samples: Samples<B>,
+    /// `[context, dim / 2]`.
+    pub rope_cos: B::Buffer<f32>,
+    /// `[context, dim / 2]`.
+    pub rope_sin: B::Buffer<f32>,
+}
+
+impl<B: Backend> Activations<B> {
+    /// Reserves all of it and uploads the RoPE tables.
+    pub fn allocate(
+        backend: &mut B,
+        config: &ModelConfig,
+        reserve: &Reserve,
+    ) -> Result<Self, LoadError> {
+        let (tokens, sequences) = (reserve.step_tokens, reserve.sequences);
+        let (hidden, attention) = (config.hidden, config.heads.output_width());
+        let logit_rows = reserve.logit_rows(config);
+        let b = &*backend;
+        let mut activations = Self {
+            batch: Batch {
+                tokens: b.allocate("tokens", tokens)?,
+                positions: b.allocate("positions", tokens)?,
+                sequences: b.allocate("sequences", tokens)?,
+                slots: b.allocate("slots", tokens)?,
+                query_starts: b.allocate("query starts", sequences + 1)?,
+                kv_lens: b.allocate("KV lengths", sequences)?,
+                page_table: b.allocate("page table", sequences * reserve.max_pages())?,
+                max_pages: reserve.max_pages(),
+                lanes: b.allocate("lanes", sequences)?,
+                logit_rows: b.allocate("logit rows", tokens)?,
+                targets: b.allocate("targets", tokens)?,
+                sample_rows: b.allocate("sampling options", sequences)?,
+                bias_tokens: b.allocate("bias tokens", sequences * MAX_BIASES)?,
+                bias_values: b.allocate("bias values", sequences * MAX_BIASES)?,
+            },
+            lanes: Lanes {
+                history: b.allocate("history", sequences * reserve.context)?,
+                context: reserve.context,
+                sampled: b.allocate("sampled tokens", sequences)?,
+            },
+            residual: b.allocate("residual stream", tokens * hidden)?,
+            hidden: allocate_quantized(b, "quantised hidden rows", tokens, hidden)?,
+            qkv: b.allocate("qkv", tokens * config.heads.qkv_width())?,
+            attended: b.allocate("attention output", tokens * attention)?,
+            attended_quantized: allocate_quantized(b, "quantised attention", tokens, attention)?,
+            gate_up: b.allocate("gate and up", tokens * 2 * config.ffn)?,
+            gated: allocate_quantized(b, "quantised gated rows", tokens, config.ffn)?,
+            normed: b.allocate("normed rows", logit_rows * hidden)?,
+            logits: b.allocate("logits", logit_rows * config.vocabulary)?,
+            samples: Samples {
+                tokens: b.allocate("sampled rows", tokens)?,
+                logprobs: b.allocate("log-probabilities", tokens)?,
+                top_tokens: b.allocate("likeliest tokens", sequences * MAX_LOGPROBS)?,
+                top_logprobs: b.allocate("their log-probabilities", sequences * MAX_LOGPROBS)?,
+            },
+            rope_cos: b.allocate("RoPE cosines", reserve.context * config.heads.dim / 2)?,
+            rope_sin: b.allocate("RoPE sines", reserve.context * config.heads.dim / 2)?,
+        };
+        let (cos, sin) = rope_tables(config.rope_theta, config.heads.dim, reserve.context);
+        backend.write(&mut activations.rope_cos, &cos)?;
+        backend.write(&mut activations.rope_sin, &sin)?;
+        Ok(activations)
+    }
+}
+
+/// Cosines and sines of `position · theta^(−2i / dim)`, `[context, dim / 2]` each.
+///
+/// The frequency and the angle are rounded to f32 as in transformers' `compute_default_rope_parameters`;
+/// the functions are `libm`'s in f64, so that the tables are the same on every platform.
+pub fn rope_tables(theta: f64, dim: usize, context: usize) -> (Vec<f32>, Vec<f32>) {
+    let frequencies: Vec<f32> =
+        (0..dim / 2).map(|i| 1.0 / libm::pow(theta, (2 * i) as f64 / dim as f64) as f32).collect();
+    let angles = (0..context).flat_map(|position| {
+        frequencies.iter().map(move |frequency| f64::from(position as f32 * frequency))
+    });
+    angles.map(|angle| (libm::cos(angle) as f32, libm::sin(angle) as f32)).unzip()
+}
