@@ -65,12 +65,12 @@ fn quantized(cpu: &Cpu, rows: usize, width: usize) -> Quantized<Cpu> {
     q
 }
 
-/// One bench: times `f`, and prints the share of `limit` (units per second) that the best run
-/// reached with `units`.
+/// One bench: times `f`, and prints the rate of the best run in `units`, with its share of `limit`
+/// (units per second) where there is one.
 fn measure(
     c: &mut Criterion,
     (group, name): (&str, String),
-    (units, limit, unit): (f64, f64, &str),
+    (units, limit, unit): (f64, Option<f64>, &str),
     mut f: impl FnMut(),
 ) {
     let mut best = Duration::MAX;
@@ -94,12 +94,10 @@ fn measure(
     group.finish();
     if best < Duration::MAX {
         let rate = units / best.as_secs_f64();
-        println!(
-            "    best {best:?}: {:.1} G{unit}/s, {:.0} % of {:.1}",
-            rate / 1e9,
-            100.0 * rate / limit,
-            limit / 1e9
-        );
+        println!("    best {best:?}: {:.2} G{unit}/s", rate / 1e9);
+        if let Some(limit) = limit {
+            println!("    {:.0} % of {:.1}", 100.0 * rate / limit, limit / 1e9);
+        }
     }
 }
 
@@ -139,9 +137,9 @@ fn products(c: &mut Criterion) {
             let mut turn = 0;
             let name = ("ternary_matmul", format!("{rows} rows, {threads} threads"));
             let limit = if rows <= 4 {
-                (weights as f64 / 4.0, bandwidth, "B")
+                (weights as f64 / 4.0, Some(bandwidth), "B")
             } else {
-                ((rows * weights) as f64, rate, "MAC")
+                ((rows * weights) as f64, Some(rate), "MAC")
             };
             measure(c, name, limit, || {
                 turn = (turn + 1) % LAYERS;
@@ -206,7 +204,7 @@ fn heads(c: &mut Criterion) {
             let mut normed: Buffer<f32> = cpu.allocate("normed", rows * HIDDEN).unwrap();
             let mut logits: Buffer<f32> = cpu.allocate("logits", rows * VOCABULARY).unwrap();
             let name = ("lm_head", format!("{rows} rows, {threads} threads"));
-            measure(c, name, (size, bandwidth, "B"), || {
+            measure(c, name, (size, Some(bandwidth), "B"), || {
                 step(&mut cpu, |r| {
                     r.lm_head(LmHead {
                         rows,
@@ -243,8 +241,13 @@ fn attention(c: &mut Criterion) {
             let qkv: Buffer<f32> = cpu.allocate("qkv", rows * heads.qkv_width()).unwrap();
             let mut output: Buffer<f32> = cpu.allocate("o", rows * heads.output_width()).unwrap();
             let name = ("paged_attention", format!("{rows} of {context}, {threads} threads"));
-            let bytes = (context * 5 * 128 * 2 * 2) as f64;
-            measure(c, name, (bytes, bandwidth, "B"), || {
+            // One token reads the cache; a prompt is arithmetic.
+            let limit = if rows == 1 {
+                ((context * 5 * 128 * 2 * 2) as f64, Some(bandwidth), "B")
+            } else {
+                ((rows * context / 2 * 20 * 128 * 2) as f64, None, "FMA")
+            };
+            measure(c, name, limit, || {
                 layer = (layer + 1) % 8;
                 step(&mut cpu, |r| {
                     r.paged_attention(PagedAttention {
@@ -294,7 +297,7 @@ fn small_ops(c: &mut Criterion) {
     ] {
         let mut batch = empty_batch(&cpu, 1, 1);
         batch.sample_rows[0] = row;
-        measure(c, ("sample", name.to_owned()), (VOCABULARY as f64, 1e9, "logits"), || {
+        measure(c, ("sample", name.to_owned()), (VOCABULARY as f64, None, "logits"), || {
             step(&mut cpu, |r| {
                 r.sample(Sample {
                     rows: 1,
@@ -313,7 +316,7 @@ fn small_ops(c: &mut Criterion) {
     let gain: Buffer<f32> = cpu.allocate("gain", HIDDEN).unwrap();
     let input: Buffer<f32> = cpu.allocate("input", HIDDEN).unwrap();
     let mut q = quantized(&cpu, 1, HIDDEN);
-    measure(c, ("rms_norm_quantize", "1 row".to_owned()), (HIDDEN as f64, 1e9, "values"), || {
+    measure(c, ("rms_norm_quantize", "1 row".to_owned()), (HIDDEN as f64, None, "values"), || {
         step(&mut cpu, |r| {
             r.rms_norm_quantize(RmsNormQuantize {
                 rows: 1,

@@ -79,9 +79,12 @@ impl DotAll {
         let quads = [[[1, 0, 1, 0]; 4]; N];
         let mut sums = [s.splat_i32(0); N];
         for _ in 0..self.rounds * CHAINS / N {
-            // Activations of their own for each, from memory: no product can be used twice.
             let quads = std::hint::black_box(&quads);
-            for (sum, quads) in sums.iter_mut().zip(quads) {
+            for (chain, sum) in sums.iter_mut().enumerate() {
+                // Without fused products every chain needs activations of its own, or the
+                // compiler computes each product once. With them, loads would be the limit.
+                let fused = matches!(S::REGISTERS, Registers::Many);
+                let quads = &quads[if fused { 0 } else { chain }];
                 let partial = s.dot(s.begin(*sum), codes, quads[0]);
                 let partial = s.dot(partial, codes, quads[1]);
                 let partial = s.dot(partial, codes, quads[2]);
@@ -97,7 +100,10 @@ impl Cpu {
     /// buffer that no cache holds: the limit of decoding. 0 where there is no memory for it.
     pub fn read_bandwidth(&self) -> f64 {
         const BYTES: usize = 512 << 20;
-        const PASSES: usize = 5;
+        // A pass is timed in windows of some milliseconds, so that one of them is likely to pass
+        // without another program on these cores.
+        const WINDOW: usize = 32 << 20;
+        const PASSES: usize = 4;
         let Ok(mut memory) = Memory::<f32>::new("the bandwidth probe", BYTES / 4) else {
             return 0.0;
         };
@@ -109,21 +115,22 @@ impl Cpu {
                 unsafe { shared.range(range) }.fill(1.0);
             });
         }
-        let best = (0..PASSES).map(|_| {
+        let windows = (0..PASSES).flat_map(|_| memory.chunks_exact(WINDOW / 4));
+        let best = windows.map(|window| {
             let start = Instant::now();
-            self.pool.split(BYTES / 4, 1 << 10, (BYTES, 1), |range| {
-                std::hint::black_box(self.token.run(ReadAll(&memory[range])));
+            self.pool.split(window.len(), 1 << 10, (WINDOW, 1), |range| {
+                std::hint::black_box(self.token.run(ReadAll(&window[range])));
             });
             start.elapsed().as_secs_f64()
         });
-        BYTES as f64 / best.fold(f64::INFINITY, f64::min)
+        WINDOW as f64 / best.fold(f64::INFINITY, f64::min)
     }
 
     /// Products of an int8 and a code, each with its addition, per second of all threads together:
     /// the limit of long prompts.
     pub fn int8_rate(&self) -> f64 {
-        const ROUNDS: usize = 20_000;
-        const PASSES: usize = 5;
+        const ROUNDS: usize = 5_000;
+        const PASSES: usize = 60;
         let threads = self.pool.threads();
         let best = (0..PASSES).map(|_| {
             let start = Instant::now();

@@ -26,6 +26,7 @@ pub(super) const LANES: usize = 16;
 
 /// How many 16-lane accumulators a tile may have.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only x86 vectors use them all"))]
 pub(super) enum Registers {
     /// One: a vector is a loop, and its lanes are what the compiler has to schedule.
     One,
