@@ -5,6 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
+use common::host::{HostBatch, upload_lanes, upload_samples};
 use common::model::{RandomModel, awkward_models, roomy, small_model};
 use common::rng::Rng;
 use common::run::{
@@ -529,34 +530,19 @@ impl common::Body for PaddingRows {
         let values: Vec<f32> = (1..=6).map(|x| x as f32).collect();
         let table = common::model::host_table(2, 3, model.embedding, &values);
         let table = backend.load_table(table).unwrap();
-        let mut lanes = ops::Lanes {
-            history: upload(&mut backend, &[77u32; 4]),
-            context: 4,
-            sampled: upload(&mut backend, &[88u32]),
-        };
-        let mut samples = ops::Samples {
-            tokens: upload(&mut backend, &[5u32; 2]),
-            logprobs: upload(&mut backend, &[5f32; 2]),
-            top_tokens: upload(&mut backend, &[5u32; 40]),
-            top_logprobs: upload(&mut backend, &[5f32; 40]),
-        };
+        let mut lanes = upload_lanes(&mut backend, &[77; 4], 4, &[88]);
+        let mut samples = upload_samples(&mut backend, 2);
         let padding = ops::SampleRow { lane: NONE, ..ops::SampleRow::default() };
-        let batch = ops::Batch {
-            tokens: upload(&mut backend, &[NONE, NONE]),
-            positions: upload(&mut backend, &[0u32, 0]),
-            sequences: upload(&mut backend, &[0u32, 0]),
-            slots: upload(&mut backend, &[NONE, NONE]),
-            query_starts: upload(&mut backend, &[0u32, 0]),
-            kv_lens: upload(&mut backend, &[0u32]),
-            page_table: upload(&mut backend, &[0u32]),
-            max_pages: 1,
-            lanes: upload(&mut backend, &[0u32]),
-            logit_rows: upload(&mut backend, &[NONE, NONE]),
-            targets: upload(&mut backend, &[NONE, NONE]),
-            sample_rows: upload(&mut backend, &[padding; 2]),
-            bias_tokens: upload(&mut backend, &[0u32]),
-            bias_values: upload(&mut backend, &[0f32]),
+        let batch = HostBatch {
+            tokens: vec![NONE; 2],
+            positions: vec![0; 2],
+            sequences: vec![0; 2],
+            lanes: vec![0],
+            logit_rows: vec![NONE; 2],
+            sample_rows: vec![padding; 2],
+            ..HostBatch::default()
         };
+        let batch = batch.upload(&mut backend);
         run_ops(&mut backend, &mut |r| {
             r.embed(ops::Embed {
                 rows: 2,
