@@ -3,24 +3,24 @@
 
 mod common;
 
+use common::attention::Attention;
 use common::host::{HostBatch, HostQuantized, upload_lanes, upload_samples};
 use common::model::host_table;
+use common::ops::{
+    COLUMN, EPS, gain, gate_norm_quantize, matmul, ones, rms_norm, rms_norm_quantize,
+};
 use common::rng::Rng;
 use common::run::{bits, download, run_ops, upload};
 use trine::backend::check::Checked;
-use trine::backend::ops::{self, Activation, Epilogue, Heads, SampleRow};
+use trine::backend::ops::{self, Activation, Heads, SampleRow};
 use trine::backend::reference::ReferenceMatrix;
-use trine::backend::{
-    Backend, FROM_LANE, KvLayout, KvType, MAX_LOGPROBS, NONE, PAGE_TOKENS, Record, quantized_stride,
-};
-use trine::model::activations::rope_tables;
+use trine::backend::{Backend, FROM_LANE, KvType, MAX_LOGPROBS, NONE, Record, quantized_stride};
 use trine::tensor::FloatType;
 use trine::ternary::{TernaryRows, TernaryTensor};
 
 const WIDTHS: [usize; 15] = [1, 2, 3, 31, 32, 33, 63, 64, 65, 100, 255, 256, 257, 640, 2560];
 const ROWS: [usize; 6] = [1, 2, 3, 5, 8, 17];
 const FEATURES: [usize; 5] = [1, 3, 4, 5, 61];
-const EPS: f32 = 1e-5;
 
 /// Rows whose magnitudes differ by row: a row's tolerance is its own.
 fn rows_of(rng: &mut Rng, rows: usize, width: usize) -> Vec<f32> {
@@ -303,138 +303,6 @@ common::backend_tests! {
     }
 }
 
-/// One op through a backend; the reference is asked by `Checked`, where the backend is one.
-fn rms_norm_quantize<B: Backend>(
-    backend: &mut B,
-    input: &[f32],
-    width: usize,
-    with_norm: bool,
-    with_rows: bool,
-) -> HostQuantized {
-    let rows = input.len() / width;
-    let gain = gain(width);
-    let (input, gain) = (upload(backend, input), upload(backend, &gain));
-    let mut normed = upload(backend, &vec![f32::NAN; rows * width]);
-    let mut quantized = garbage(rows, width).upload(backend);
-    run_ops(backend, &mut |r| {
-        r.rms_norm_quantize(ops::RmsNormQuantize {
-            rows,
-            width,
-            input: &input,
-            norm: with_norm.then_some(ops::Norm { gain: &gain, eps: EPS }),
-            quantized: &mut quantized,
-            normed: with_rows.then_some(&mut normed),
-        })
-    })
-    .unwrap_or_else(|error| panic!("{rows} rows of {width}: {error}"));
-    let untouched = download(backend, &normed).iter().all(|x| x.is_nan());
-    assert_eq!(untouched, !with_rows);
-    HostQuantized::download(backend, &quantized)
-}
-
-fn gate_norm_quantize<B: Backend>(
-    backend: &mut B,
-    gate_up: &[f32],
-    width: usize,
-    activation: Activation,
-    with_norm: bool,
-) -> (HostQuantized, Vec<f32>) {
-    let rows = gate_up.len() / (2 * width);
-    let (gate_up, gain) = (upload(backend, gate_up), upload(backend, &gain(width)));
-    let mut normed = upload(backend, &vec![f32::NAN; rows * width]);
-    let mut quantized = garbage(rows, width).upload(backend);
-    run_ops(backend, &mut |r| {
-        r.gate_norm_quantize(ops::GateNormQuantize {
-            rows,
-            width,
-            gate_up: &gate_up,
-            activation,
-            norm: with_norm.then_some(ops::Norm { gain: &gain, eps: EPS }),
-            quantized: &mut quantized,
-            normed: Some(&mut normed),
-        })
-    })
-    .unwrap_or_else(|error| panic!("{activation:?}, {rows} rows of {width}: {error}"));
-    (HostQuantized::download(backend, &quantized), download(backend, &normed))
-}
-
-fn rms_norm<B: Backend>(
-    backend: &mut B,
-    input: &[f32],
-    width: usize,
-    gather: Option<&[u32]>,
-    first: usize,
-) -> Vec<f32> {
-    let rows = 5;
-    let (input, gain) = (upload(backend, input), upload(backend, &gain(width)));
-    let gather = gather.map(|gather| upload(backend, gather));
-    let mut output = upload(backend, &vec![f32::NAN; rows * width]);
-    run_ops(backend, &mut |r| {
-        r.rms_norm(ops::RmsNorm {
-            rows,
-            width,
-            input: &input,
-            gather: gather.as_ref(),
-            first,
-            norm: ops::Norm { gain: &gain, eps: EPS },
-            output: &mut output,
-        })
-    })
-    .unwrap_or_else(|error| panic!("width {width}: {error}"));
-    download(backend, &output)
-}
-
-/// Gains of both signs, some of them all but zero.
-fn gain(width: usize) -> Vec<f32> {
-    (0..width).map(|i| [1.0, -0.7, 1e-4, 2.5, 0.3][i % 5]).collect()
-}
-
-/// Quantised rows full of what no op leaves there.
-fn garbage(rows: usize, width: usize) -> HostQuantized {
-    HostQuantized {
-        values: vec![99; rows * quantized_stride(width)],
-        scales: vec![f32::NAN; rows],
-        sums: vec![99; rows],
-    }
-}
-
-fn ones(rows: usize, width: usize) -> TernaryTensor {
-    TernaryTensor::from_weights(rows, width, 1.0, &vec![1; rows * width]).unwrap()
-}
-
-/// What a product writes into, row by row: as long as the features, or with columns around them.
-const COLUMN: usize = 2;
-
-fn matmul<B: Backend>(
-    backend: &mut B,
-    input: &HostQuantized,
-    parts: &[&TernaryTensor],
-    into: Option<&[f32]>,
-) -> Vec<f32> {
-    let features = parts.iter().map(|part| part.rows()).sum();
-    let rows = input.scales.len();
-    let parts: Vec<&dyn TernaryRows> = parts.iter().map(|&part| part as _).collect();
-    let weight = backend.pack_ternary(&parts).unwrap();
-    let input = input.upload(backend);
-    let nothing = vec![f32::NAN; rows * features];
-    let mut output = upload(backend, into.unwrap_or(&nothing));
-    run_ops(backend, &mut |r| {
-        r.ternary_matmul(ops::TernaryMatmul {
-            rows,
-            width: parts[0].cols(),
-            features,
-            input: &input,
-            weight: &weight,
-            output: &mut output,
-            stride: if into.is_some() { features + COLUMN + 1 } else { features },
-            column: if into.is_some() { COLUMN } else { 0 },
-            epilogue: if into.is_some() { Epilogue::Add } else { Epilogue::Store },
-        })
-    })
-    .unwrap();
-    download(backend, &output)
-}
-
 /// Compares a product with the reference's, bit for bit: stored, or with a seed added to columns
 /// in the middle of rows that hold something.
 fn check_matmul<B: Backend>(
@@ -470,132 +338,6 @@ fn check_matmul<B: Backend>(
     let found = matmul(backend, input, parts, into.as_deref());
     let (expected, found) = (bits(&expected), bits(&found));
     assert!(expected == found, "{rows} rows of {width}, {features} features, add {add:?}");
-}
-
-/// Sequences in a cache, and queries at their ends.
-struct Attention {
-    heads: Heads,
-    kv_type: KvType,
-    head_norms: bool,
-    lens: Vec<usize>,
-    /// Rows of all sequences, one after the other.
-    qkv: Vec<f32>,
-    /// Pages of each sequence, out of order and interleaved.
-    pages: Vec<Vec<u32>>,
-}
-
-impl Attention {
-    fn new(heads: Heads, kv_type: KvType, head_norms: bool, lens: &[usize]) -> Self {
-        let mut rng = Rng::of(&[7, heads.dim as u64, lens.len() as u64]);
-        let tokens: usize = lens.iter().sum();
-        // Queries and keys large enough for peaked attention.
-        let qkv = rng.normals(tokens * heads.qkv_width(), 1.5);
-        let spans = lens.iter().map(|len| len.div_ceil(PAGE_TOKENS));
-        let mut all: Vec<u32> = (0..spans.clone().sum::<usize>() as u32 + 2).collect();
-        rng.shuffle(&mut all);
-        let pages = spans.map(|span| all.split_off(all.len() - span)).collect();
-        Self { heads, kv_type, head_norms, lens: lens.to_vec(), qkv, pages }
-    }
-
-    /// The step's inputs for the last `queries` tokens of each sequence.
-    fn batch(&self, queries: usize) -> HostBatch {
-        let max_pages = self.pages.iter().map(Vec::len).max().unwrap() + 1;
-        let mut batch = HostBatch { max_pages, query_starts: vec![0], ..HostBatch::default() };
-        for (s, (&len, pages)) in self.lens.iter().zip(&self.pages).enumerate() {
-            for position in len.saturating_sub(queries)..len {
-                let page = pages[position / PAGE_TOKENS] as usize;
-                batch.positions.push(position as u32);
-                batch.sequences.push(s as u32);
-                batch.slots.push((page * PAGE_TOKENS + position % PAGE_TOKENS) as u32);
-            }
-            batch.query_starts.push(batch.positions.len() as u32);
-            batch.kv_lens.push(len as u32);
-            let row = pages.iter().copied().chain(std::iter::repeat(NONE)).take(max_pages);
-            batch.page_table.extend(row);
-        }
-        batch
-    }
-
-    /// Rows of `qkv` that belong to the last `queries` tokens of each sequence.
-    fn rows(&self, queries: usize) -> Vec<f32> {
-        let width = self.heads.qkv_width();
-        let mut rows = Vec::new();
-        let mut start = 0;
-        for &len in &self.lens {
-            let first = start + len.saturating_sub(queries);
-            rows.extend_from_slice(&self.qkv[first * width..(start + len) * width]);
-            start += len;
-        }
-        rows
-    }
-
-    /// Fills the cache with all tokens, then asks for the last `queries` of each sequence, with a
-    /// row of padding behind them.
-    fn run<B: Backend>(&self, backend: &mut B, queries: usize) -> Vec<f32> {
-        let heads = self.heads;
-        let context = self.lens.iter().max().unwrap() + 1;
-        let layout = KvLayout {
-            layers: 2,
-            pages: self.pages.iter().map(Vec::len).sum::<usize>() + 2,
-            kv_heads: heads.kv,
-            head_dim: heads.dim,
-            kv_type: self.kv_type,
-        };
-        let mut kv = backend.allocate_kv(layout).unwrap();
-        let (cos, sin) = rope_tables(10_000.0, heads.dim, context);
-        let (cos, sin) = (upload(backend, &cos), upload(backend, &sin));
-        let gains = [gain(heads.dim), gain(heads.dim + 1)[1..].to_vec()];
-        let [query_gain, key_gain] = gains.map(|gain| upload(backend, &gain));
-        let norm = |gain| self.head_norms.then_some(ops::Norm { gain, eps: EPS });
-        let mut append = |backend: &mut B, kv: &mut B::KvCache, batch: &HostBatch, rows: &[f32]| {
-            let (mut batch, mut rows) = (batch.clone(), rows.to_vec());
-            batch.positions.push(0);
-            batch.sequences.push(0);
-            batch.slots.push(NONE);
-            rows.extend(vec![f32::NAN; heads.qkv_width()]);
-            let count = batch.positions.len();
-            let (batch, mut qkv) = (batch.upload(backend), upload(backend, &rows));
-            run_ops(backend, &mut |r| {
-                r.rope_append_kv(ops::RopeAppendKv {
-                    rows: count,
-                    batch: &batch,
-                    heads,
-                    qkv: &mut qkv,
-                    cos: &cos,
-                    sin: &sin,
-                    query_norm: norm(&query_gain),
-                    key_norm: norm(&key_gain),
-                    kv: &mut *kv,
-                    layer: 1,
-                })
-            })
-            .unwrap_or_else(|error| panic!("{heads:?} {:?}: {error}", self.kv_type));
-            (batch, qkv, count)
-        };
-        append(backend, &mut kv, &self.batch(usize::MAX), &self.qkv);
-        let (batch, qkv, rows) =
-            append(backend, &mut kv, &self.batch(queries), &self.rows(queries));
-        let mut output = upload(backend, &vec![f32::NAN; rows * heads.output_width()]);
-        run_ops(backend, &mut |r| {
-            r.paged_attention(ops::PagedAttention {
-                rows,
-                sequences: self.lens.len(),
-                batch: &batch,
-                heads,
-                scale: 1.0 / (heads.dim as f32).sqrt(),
-                qkv: &qkv,
-                kv: &kv,
-                layer: 1,
-                output: &mut output,
-            })
-        })
-        .unwrap_or_else(|error| panic!("{heads:?} {:?}: {error}", self.kv_type));
-        let mut output = download(backend, &output);
-        let padding = output.split_off((rows - 1) * heads.output_width());
-        assert!(padding.iter().all(|&x| x == 0.0), "rows of padding are zeros");
-        assert!(output.iter().all(|x| x.is_finite()));
-        output
-    }
 }
 
 fn lm_head<B: Backend>(
@@ -644,7 +386,7 @@ fn sample<B: Backend>(backend: &mut B, vocabulary: usize, round: u64) {
     let mut logits = rng.normals(rows * vocabulary, 3.0);
     logits.iter_mut().step_by(3).for_each(|x| *x = x.round()); // ties
     let broken = 4 * vocabulary;
-    logits[broken + vocabulary / 2] = if round % 2 == 0 { f32::NAN } else { f32::INFINITY };
+    logits[broken + vocabulary / 2] = if round.is_multiple_of(2) { f32::NAN } else { f32::INFINITY };
     let greedy = round == 0;
     let mut batch = HostBatch::default();
     let options = |rng: &mut Rng, lane: u32, biases: &mut (Vec<u32>, Vec<f32>)| {

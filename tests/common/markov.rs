@@ -21,6 +21,8 @@ pub(crate) const TOKENS: usize = 16;
 pub(crate) struct Markov {
     config: ModelConfig,
     logits: Vec<[f32; TOKENS]>,
+    /// A token whose embedding is not a number.
+    pub(crate) spoiled: Option<usize>,
 }
 
 impl Markov {
@@ -44,7 +46,7 @@ impl Markov {
             activation: Activation::Silu,
             tied_head: false,
         };
-        Self { config, logits }
+        Self { config, logits, spoiled: None }
     }
 }
 
@@ -67,9 +69,11 @@ impl WeightSource for Markov {
     }
 
     fn embedding(&self) -> Result<HostTable, LoadError> {
-        let one_hot: Vec<f32> = (0..TOKENS * TOKENS)
-            .map(|i| if i / TOKENS == i % TOKENS { 1.0 } else { 0.0 })
-            .collect();
+        let mut one_hot = vec![0.0; TOKENS * TOKENS];
+        for token in 0..TOKENS {
+            let spoiled = self.spoiled == Some(token);
+            one_hot[token * TOKENS + token] = if spoiled { f32::NAN } else { 1.0 };
+        }
         Ok(host_table(TOKENS, TOKENS, FloatType::F32, &one_hot))
     }
 

@@ -4,12 +4,15 @@
 // Each test binary compiles all of this and uses a part.
 #![allow(dead_code, unused_imports, unused_macros)]
 
+pub(crate) mod attention;
 pub(crate) mod host;
 pub(crate) mod markov;
 pub(crate) mod model;
+pub(crate) mod ops;
 pub(crate) mod rng;
 pub(crate) mod run;
 pub(crate) mod toy;
+pub(crate) mod workload;
 
 use trine::backend::Backend;
 use trine::backend::reference::Reference;
