@@ -386,7 +386,8 @@ fn sample<B: Backend>(backend: &mut B, vocabulary: usize, round: u64) {
     let mut logits = rng.normals(rows * vocabulary, 3.0);
     logits.iter_mut().step_by(3).for_each(|x| *x = x.round()); // ties
     let broken = 4 * vocabulary;
-    logits[broken + vocabulary / 2] = if round.is_multiple_of(2) { f32::NAN } else { f32::INFINITY };
+    logits[broken + vocabulary / 2] =
+        if round.is_multiple_of(2) { f32::NAN } else { f32::INFINITY };
     let greedy = round == 0;
     let mut batch = HostBatch::default();
     let options = |rng: &mut Rng, lane: u32, biases: &mut (Vec<u32>, Vec<f32>)| {
