@@ -29,7 +29,7 @@ pub fn quantize_row(row: &[f32], values: &mut [i8]) -> (f32, i32) {
     let finite = row.iter().all(|x| x.is_finite());
     let scale = if finite { 127.0 / absmax.max(1e-5) } else { f32::NAN };
     values.fill(0);
-    for (q, &x) in values.iter_mut().zip(row) {
+    for (q, &x) in values.iter_mut().zip(row).filter(|_| finite) {
         *q = (x * scale).round_ties_even().clamp(-128.0, 127.0) as i8;
     }
     (scale, values.iter().map(|&q| i32::from(q)).sum())
@@ -477,11 +477,15 @@ impl Record<Reference> for ReferenceRecorder {
         for r in 0..op.rows {
             let (row, options) = (op.first + r, op.batch.sample_rows[op.first + r]);
             op.samples.tokens[row] = NONE;
+            if options.lane == NONE {
+                continue;
+            }
+            let lane = options.lane as usize;
             let logits = &op.logits[r * op.vocabulary..][..op.vocabulary];
-            let Some(log_sum) = log_sum_exp(logits).filter(|_| options.lane != NONE) else {
+            let Some(log_sum) = log_sum_exp(logits) else {
+                op.lanes.sampled[lane] = NONE;
                 continue;
             };
-            let lane = options.lane as usize;
             let history = &op.lanes.history[lane * op.lanes.context..][..options.length as usize];
             let bias =
                 options.bias_start as usize..(options.bias_start + options.bias_count) as usize;
