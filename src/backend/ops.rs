@@ -352,11 +352,13 @@ pub struct Samples<B: Backend> {
     /// `[R]` the token; [`NONE`](super::NONE) where a logit of the row is NaN or infinite, and for
     /// padding.
     pub tokens: B::Buffer<u32>,
-    /// `[R]` its log-probability under the unmodified logits.
+    /// `[R]` its log-probability under the unmodified logits, where that is asked for; NaN where a
+    /// logit is not finite, 0 for padding.
     pub logprobs: B::Buffer<f32>,
-    /// `[R × MAX_LOGPROBS]` the likeliest tokens under the unmodified logits, best first.
+    /// `[R × MAX_LOGPROBS]` the likeliest tokens under the unmodified logits, best first, as many as
+    /// the row asks for; then [`NONE`](super::NONE).
     pub top_tokens: B::Buffer<u32>,
-    /// `[R × MAX_LOGPROBS]` their log-probabilities.
+    /// `[R × MAX_LOGPROBS]` their log-probabilities; then 0.
     pub top_logprobs: B::Buffer<f32>,
 }
 
