@@ -1,0 +1,161 @@
+//! From a path to a model's config, weights, tokenizer and sampling defaults.
+//!
+//! [`open`] reads a folder as Hugging Face's tools write it: `config.json`, `model.safetensors` or
+//! shards with an index, and, where they are there, `tokenizer.json`, `tokenizer_config.json`,
+//! `chat_template.jinja` and `generation_config.json`. Weights stay in the memory map;
+//! [`Checkpoint`] hands them out as a [`WeightSource`].
+//!
+//! Every error names the file, the field or tensor, what was expected and what was found. No file,
+//! however broken, makes a reader panic or reserve memory for what the file only claims to hold.
+//!
+//! | module | what it reads |
+//! |---|---|
+//! | `files` | a folder, or named bytes in memory |
+//! | `safetensors` | the container: headers, shards, named tensors |
+//! | `hf_config` | `config.json` |
+//! | `hf_weights`, `hf_layouts` | tensors by role; packed and float ternary matrices |
+//! | `tokenizer_files`, `generation_config` | text and sampling |
+//! | [`synthetic`] | nothing: random models of published shapes |
+
+mod files;
+mod generation_config;
+mod hf_config;
+mod hf_layouts;
+mod hf_weights;
+mod json;
+mod safetensors;
+mod scan;
+mod summary;
+pub mod synthetic;
+mod tokenizer_files;
+
+use std::path::Path;
+
+pub use files::Files;
+pub use generation_config::GenerationDefaults;
+pub use summary::{ProjectionSummary, Summary, TensorSummary};
+pub use tokenizer_files::TokenizerFiles;
+
+use crate::error::LoadError;
+use crate::model::config::{ModelConfig, NormRole, Projection};
+use crate::model::weights::WeightSource;
+use crate::tensor::HostTable;
+use crate::ternary::TernaryRows;
+
+/// A model's files, opened and checked. Weights are read through [`WeightSource`].
+pub struct Checkpoint {
+    weights: Box<dyn WeightSource + Send + Sync>,
+    tokenizer: TokenizerFiles,
+    generation: GenerationDefaults,
+    summary: Summary,
+}
+
+/// Opens a checkpoint: a folder, or a `.safetensors` file in one.
+///
+/// The files are memory-mapped and must not be shortened or overwritten while the checkpoint is in
+/// use: the operating system then ends the process. Replacing a file by renaming another onto it is
+/// safe.
+///
+/// Opening checks the config, the names, types and shapes of all tensors, all scales and norms.
+/// The large tensors are checked when they are first read; [`Checkpoint::verify`] reads them all.
+pub fn open(path: &Path) -> Result<Checkpoint, LoadError> {
+    let metadata = std::fs::metadata(path).map_err(|e| LoadError::read(path, e))?;
+    if metadata.is_dir() {
+        return open_files(Files::Folder(path.to_owned()));
+    }
+    let supported =
+        "a folder with config.json and model.safetensors, or a .safetensors file in one";
+    let name = path.file_name().and_then(|name| name.to_str());
+    let Some(name) = name.filter(|_| path.extension().is_some_and(|ext| ext == "safetensors"))
+    else {
+        return Err(LoadError::unsupported(path, "format", "this kind of file", supported));
+    };
+    // The parent of a bare file name is empty, which is no folder to any system call.
+    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let files = Files::Folder(folder.unwrap_or(Path::new(".")).to_owned());
+    let whole = name == safetensors::SINGLE || safetensors::Tensors::is_shard(&files, name)?;
+    open_hf(files, (!whole).then_some(name))
+}
+
+/// Opens a checkpoint from a set of named files, as [`open`] does.
+pub fn open_files(files: Files) -> Result<Checkpoint, LoadError> {
+    open_hf(files, None)
+}
+
+fn open_hf(files: Files, single: Option<&str>) -> Result<Checkpoint, LoadError> {
+    let file = files.path("config.json");
+    let Some(text) = files.text("config.json")? else {
+        return Err(files::missing(&file));
+    };
+    let map = json::parse_object(&file, &text)?;
+    let config = hf_config::parse(&file, &map)?;
+    let generation = generation_config::read(&files, &file, &map)?;
+    let tokenizer = tokenizer_files::read(&files)?;
+    let tensors = safetensors::Tensors::open(&files, single)?;
+    let weights = hf_weights::HfWeights::new(&config, &tensors)?;
+    let path = single.map_or_else(|| files.location().to_owned(), |name| files.path(name));
+    let summary = summary::of_hf(path, &config, &weights, &tensors);
+    Ok(Checkpoint { weights: Box::new(weights), tokenizer, generation, summary })
+}
+
+impl Checkpoint {
+    /// The hyper-parameters.
+    pub fn config(&self) -> &ModelConfig {
+        self.weights.config()
+    }
+
+    /// The tokenizer's file, special tokens and chat templates.
+    pub fn tokenizer(&self) -> &TokenizerFiles {
+        &self.tokenizer
+    }
+
+    /// Sampling options and token ids that the checkpoint comes with.
+    pub fn generation(&self) -> &GenerationDefaults {
+        &self.generation
+    }
+
+    /// What there is to know about the files.
+    pub fn summary(&self) -> &Summary {
+        &self.summary
+    }
+
+    /// Reads every weight and returns the first fault: code 3 in packed weights, NaN or infinity.
+    pub fn verify(&self) -> Result<(), LoadError> {
+        for layer in 0..self.config().layers {
+            for (projection, _) in hf_weights::PROJECTIONS {
+                self.ternary(layer, projection)?;
+            }
+        }
+        self.embedding()?;
+        self.head()?;
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Checkpoint").field("summary", &self.summary).finish_non_exhaustive()
+    }
+}
+
+impl WeightSource for Checkpoint {
+    fn config(&self) -> &ModelConfig {
+        self.weights.config()
+    }
+    fn ternary(
+        &self,
+        layer: usize,
+        projection: Projection,
+    ) -> Result<Box<dyn TernaryRows + '_>, LoadError> {
+        self.weights.ternary(layer, projection)
+    }
+    fn norm(&self, role: NormRole) -> Result<Vec<f32>, LoadError> {
+        self.weights.norm(role)
+    }
+    fn embedding(&self) -> Result<HostTable, LoadError> {
+        self.weights.embedding()
+    }
+    fn head(&self) -> Result<HostTable, LoadError> {
+        self.weights.head()
+    }
+}

@@ -1,0 +1,144 @@
+//! What `trine inspect` prints about a checkpoint.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::hf_config::HfConfig;
+use super::hf_weights::{EMBEDDING, HEAD, HfWeights, PROJECTIONS, Stored};
+use super::safetensors::Tensors;
+use crate::model::weights::WeightSource;
+
+/// A checkpoint in numbers and words.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Summary {
+    /// The folder or file.
+    pub path: PathBuf,
+    /// The format of the files.
+    pub format: String,
+    /// The model's family, by the name people know it by.
+    pub family: String,
+    /// `architectures` of the config, or what stands for it.
+    pub architecture: String,
+    /// How ternary weights are stored and what their scales mean, in words.
+    pub quantization: String,
+    /// How each projection is stored.
+    pub projections: Vec<ProjectionSummary>,
+    /// Whether the output head is the embedding table.
+    pub tied_head: bool,
+    /// What the files do not say, and what was taken for it.
+    pub assumed: Vec<String>,
+    /// All tensors by name.
+    pub tensors: Vec<TensorSummary>,
+    /// Names of tensors that have no part in the model.
+    pub unused: Vec<String>,
+    /// Weights of the model.
+    pub parameters: u64,
+    /// Bytes of all weight files.
+    pub file_bytes: u64,
+    /// Bytes of the ternary matrices as stored.
+    pub ternary_bytes: u64,
+    /// Bytes of the embedding table.
+    pub embedding_bytes: u64,
+    /// Bytes that the output head reads per token: the embedding table's if it is tied.
+    pub head_bytes: u64,
+}
+
+/// How a projection is stored, over all layers.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct ProjectionSummary {
+    /// Its name within a layer.
+    pub name: String,
+    /// Rows (output features) and columns (input features).
+    pub shape: [usize; 2],
+    /// What its elements are, or the several things that they are.
+    pub stored: String,
+    /// Least and greatest factor that multiplies its weights, over the layers; `None` for master
+    /// weights, whose factors are computed when they are loaded. Trained models have 0.01 to 0.1
+    /// (Llama) or 1 to 3 (2B4T); reciprocals of these hint at a config with the wrong meaning.
+    pub scales: Option<[f32; 2]>,
+}
+
+/// A tensor of a file.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct TensorSummary {
+    /// Its name.
+    pub name: String,
+    /// Its element type, as the format writes it.
+    pub dtype: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its bytes.
+    pub bytes: u64,
+    /// The file that holds it.
+    pub file: PathBuf,
+}
+
+pub(crate) fn of_hf(
+    path: PathBuf,
+    config: &HfConfig,
+    weights: &HfWeights,
+    tensors: &Tensors,
+) -> Summary {
+    let model = weights.config();
+    let projections = PROJECTIONS.map(|(projection, name)| {
+        let mut stored: Vec<String> = Vec::new();
+        let mut scales: Option<[f32; 2]> = None;
+        for matrix in weights.matrices(projection) {
+            let one = match matrix.stored {
+                Stored::Packed => "uint8, four codes to a byte".to_owned(),
+                Stored::Values(float) => format!("{} of -1, 0 and 1", float.name()),
+                Stored::Master(float) => format!("{} master weights", float.name()),
+            };
+            if !stored.contains(&one) {
+                stored.push(one);
+            }
+            if let Some(scale) = matrix.scale {
+                let [low, high] = scales.unwrap_or([scale; 2]);
+                scales = Some([low.min(scale), high.max(scale)]);
+            }
+        }
+        let (rows, cols) = model.shape(projection);
+        ProjectionSummary {
+            name: name.to_owned(),
+            shape: [rows, cols],
+            stored: stored.join(" or "),
+            scales,
+        }
+    });
+    let bytes = |name: &str| tensors.map.get(name).map_or(0, |tensor| tensor.bytes.len() as u64);
+    Summary {
+        path,
+        format: "Hugging Face folder, safetensors".into(),
+        family: model.family.row().name.into(),
+        architecture: config.form.architecture.into(),
+        quantization: config.quantization.describe().into(),
+        tied_head: model.tied_head,
+        assumed: config.assumed.iter().chain(&weights.assumed).cloned().collect(),
+        tensors: tensors
+            .map
+            .values()
+            .map(|tensor| TensorSummary {
+                name: tensor.name.clone(),
+                dtype: tensor.dtype.to_string(),
+                shape: tensor.shape.clone(),
+                bytes: tensor.bytes.len() as u64,
+                file: tensor.file.to_path_buf(),
+            })
+            .collect(),
+        unused: weights.unused.clone(),
+        parameters: model.parameters(),
+        file_bytes: tensors.file_bytes,
+        ternary_bytes: PROJECTIONS
+            .iter()
+            .flat_map(|(projection, _)| weights.matrices(*projection))
+            .map(|matrix| matrix.tensor.bytes.len() as u64)
+            .sum(),
+        embedding_bytes: bytes(EMBEDDING),
+        head_bytes: bytes(if model.tied_head { EMBEDDING } else { HEAD }),
+        projections: projections.into(),
+    }
+}

@@ -1,0 +1,144 @@
+//! Broken checkpoints: each case has one defect and the sentence that it must produce, whole but
+//! for the folder before it. A `*` stands for words of another library.
+
+mod checkpoint_base;
+mod checkpoint_cases;
+
+use std::fs;
+use std::path::Path;
+
+use checkpoint_base::{Base, container};
+use checkpoint_cases::Case;
+use trine::checkpoint::{Checkpoint, Files, open, open_files};
+use trine::error::LoadError;
+use trine::tensor::SharedBytes;
+
+fn fault(path: &Path) -> Option<LoadError> {
+    open(path).and_then(|checkpoint: Checkpoint| checkpoint.verify()).err()
+}
+
+/// Whether `text` is the pattern, each `*` standing for anything.
+fn matches(pattern: &str, text: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = text.strip_prefix(first) else { return false };
+    for part in parts.clone() {
+        let Some(at) = rest.find(part) else { return false };
+        rest = &rest[at + part.len()..];
+    }
+    rest.is_empty() || pattern.ends_with('*')
+}
+
+fn check(cases: &[Case]) {
+    let mut wrong = Vec::new();
+    for (what, bend, expected) in cases {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut base = Base::bitnet();
+        bend(&mut base);
+        base.write(folder.path());
+        let found = match fault(folder.path()) {
+            Some(error) => error.to_string(),
+            None => "no error".into(),
+        };
+        let place = format!("{}/", folder.path().display());
+        if !matches(expected, found.strip_prefix(&place).unwrap_or(&found)) {
+            wrong.push(format!("{what}\n  expected {expected}\n     found {found}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+}
+
+#[test]
+fn configs() {
+    check(checkpoint_cases::config::CONFIG);
+}
+
+#[test]
+fn containers() {
+    check(checkpoint_cases::container::CONTAINER);
+}
+
+#[test]
+fn tensors() {
+    check(checkpoint_cases::tensors::TENSORS);
+}
+
+#[test]
+fn text_and_sampling() {
+    check(checkpoint_cases::text::TEXT_AND_SAMPLING);
+}
+
+/// Paths that are not there, or not what they should be.
+#[test]
+fn paths() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let at = |name: &str| folder.path().join(name);
+    let sentence = |path: &Path| {
+        let error = fault(path).expect("an error").to_string();
+        error.replace(&format!("{}", folder.path().display()), "FOLDER")
+    };
+    let os = std::io::Error::from_raw_os_error(2);
+    assert_eq!(sentence(&at("none")), format!("FOLDER/none: cannot be read: {os}"));
+    assert_eq!(
+        sentence(folder.path()),
+        "FOLDER/config.json: cannot be read: there is no such file"
+    );
+
+    fs::write(at("model.bin"), b"").expect("written");
+    assert_eq!(
+        sentence(&at("model.bin")),
+        "FOLDER/model.bin: format: this kind of file is not supported; supported: a folder with \
+         config.json and model.safetensors, or a .safetensors file in one"
+    );
+
+    Base::bitnet().write(folder.path());
+    fs::remove_file(at("model.safetensors")).expect("removed");
+    assert_eq!(
+        sentence(folder.path()),
+        "FOLDER: weights: expected model.safetensors or model.safetensors.index.json, found neither"
+    );
+    fs::write(at("pytorch_model.bin"), b"").expect("written");
+    assert_eq!(
+        sentence(folder.path()),
+        "FOLDER: weights: expected model.safetensors or model.safetensors.index.json, found only \
+         pytorch_model.bin, which can run code when it is read"
+    );
+    fs::create_dir(at("model.safetensors")).expect("made");
+    assert_eq!(
+        sentence(folder.path()),
+        "FOLDER/model.safetensors: kind: expected a file, found a folder"
+    );
+    fs::remove_file(at("config.json")).expect("removed");
+    fs::create_dir(at("config.json")).expect("made");
+    assert_eq!(
+        sentence(folder.path()),
+        "FOLDER/config.json: kind: expected a file, found a folder"
+    );
+}
+
+/// Every cut of a good file is an error and not a panic, and so is every flipped bit of its header
+/// that makes one.
+#[test]
+fn cut_and_flipped_files_never_panic() {
+    let base = Base::bitnet();
+    let good = container(&base.tensors);
+    let header_end = 8 + u64::from_le_bytes(good[..8].try_into().expect("8 bytes")) as usize;
+    let fault = |weights: Vec<u8>| {
+        let config = base.config.to_string().into_bytes();
+        let files = [("config.json", config), ("model.safetensors", weights)];
+        let files = files.map(|(name, bytes)| (name.to_owned(), SharedBytes::new(bytes)));
+        open_files(Files::Memory { label: "memory".into(), files: files.into() })
+            .and_then(|checkpoint| checkpoint.verify())
+            .err()
+    };
+    for cut in 0..good.len() {
+        let error = fault(good[..cut].to_vec()).map(|error| error.to_string());
+        assert!(error.is_some_and(|e| e.contains("model.safetensors: ")), "cut at {cut}");
+    }
+    for at in 0..header_end {
+        let mut bytes = good.clone();
+        bytes[at] ^= 1 << (at % 8);
+        // Some flips change a name that nothing asks for, or nothing at all.
+        fault(bytes);
+    }
+}

@@ -1,0 +1,578 @@
+#!/usr/bin/env python3
+"""Train Trine's demo model from scratch and export it as a packed BitNet checkpoint.
+
+The model has the architecture of BitNet-b1.58-2B-4T, made small: ternary projections, int8
+activations, squared-ReLU gate, a norm before each output projection, grouped-query attention, a tied
+head. It learns the first nine tenths of tinyshakespeare; the last tenth is only ever scored.
+
+    python tools/train_demo.py --out models/demo               # train, export, score the export
+    python tools/train_demo.py --eval-only models/demo         # score an exported folder
+    python tools/train_demo.py --eval-only models/demo --transformers   # the same through transformers
+
+docs/demo-model.md has the recipe in words, the figures, and the definition of the score.
+"""
+
+import argparse
+import copy
+import json
+import math
+import random
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import nn
+
+BOS, EOS, EOT = SPECIALS = ("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>")
+# How Llama 3, and so BitNet 2B4T, cuts text before the byte-pair merges.
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] | trim + '\\n\\n' }}"
+    "{% else %}{{ 'JULIET' if message['role'] == 'assistant' else 'ROMEO' }}"
+    "{{ ':\\n' + message['content'] | trim + '\\n\\n<|eot_id|>' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'JULIET:\\n' }}{% endif %}"
+)
+SHAPE = dict(
+    hidden_size=256,
+    intermediate_size=768,
+    num_hidden_layers=6,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    max_position_embeddings=256,
+    rope_theta=10000.0,
+    rms_norm_eps=1e-5,
+)
+
+
+# ---------------------------------------------------------------------------- text
+
+
+def split_text(path, validation):
+    """(training, validation, held-out) text. Held out is the last tenth; validation the end of the rest."""
+    text = Path(path).read_text(encoding="utf-8")
+    held_out = int(len(text) * 0.9)
+    train = int(held_out * (1 - validation))
+    return text[:train], text[train:held_out], text[held_out:]
+
+
+def train_tokenizer(text, vocab_size):
+    """Byte-level BPE learned from `text`; any UTF-8 encodes, because all 256 bytes are tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(SPECIALS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([text], trainer)
+    tokenizer.add_special_tokens([AddedToken(s, normalized=False, special=True) for s in SPECIALS])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
+    return tokenizer
+
+
+def encode(tokenizer, text):
+    return np.array(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+
+
+class DroppedMerges:
+    """BPE-dropout as augmentation: every word keeps a few segmentations, drawn with merges left out.
+
+    One megabyte is little text. Spelling the same words in different ways makes it last longer, and
+    teaches the model what its tokens are made of. Drawing here, not in the `tokenizers` library, is
+    what makes the draw follow the seed.
+    """
+
+    def __init__(self, tokenizer, text, drop, variants, rng):
+        state = json.loads(tokenizer.to_str())["model"]
+        vocab = state["vocab"]
+        ranks = {tuple(pair): rank for rank, pair in enumerate(state["merges"])}
+        words = [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
+        index = {word: i for i, word in enumerate(dict.fromkeys(words))}
+        pieces = [
+            [vocab[p] for p in self.segment(word, ranks, drop if v else 0.0, rng)]
+            for word in index
+            for v in range(variants)
+        ]
+        self.variants = variants
+        self.words = np.array([index[w] for w in words])
+        self.ends_speech = np.array([word.endswith("\u010a\u010a") for word in index])  # "\n\n" in byte-level BPE
+        self.lengths = np.array([len(p) for p in pieces])
+        self.starts = np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
+        self.flat = np.concatenate([np.array(p, dtype=np.int64) for p in pieces])
+
+    @staticmethod
+    def segment(word, ranks, drop, rng):
+        parts = list(word)
+        while len(parts) > 1:
+            found = [
+                (ranks[pair], i)
+                for i, pair in enumerate(zip(parts, parts[1:]))
+                if pair in ranks and not (drop and rng.random() < drop)
+            ]
+            if not found:
+                break
+            at = min(found)[1]
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        return parts
+
+    def draw(self, rng, share):
+        """The text once, a `share` of its words respelt: tokens, and which of them end a speech."""
+        variant = rng.integers(1, self.variants, len(self.words)) * (rng.random(len(self.words)) < share)
+        piece = self.words * self.variants + variant
+        length = self.lengths[piece]
+        end = np.cumsum(length)
+        tokens = self.flat[np.repeat(self.starts[piece] - (end - length), length) + np.arange(end[-1])]
+        speech_end = np.zeros(len(tokens), dtype=bool)
+        speech_end[end - 1] = self.ends_speech[self.words]
+        return tokens, speech_end
+
+
+def windows(corpus, context, special, args, rng, progress):
+    """Endless shuffled training windows: BOS, then text from any point. `progress()` says how far we are.
+
+    A few windows are in chat form, with <|eot_id|> after each speech, so that a chat reply ends.
+    """
+    while True:
+        share = args.respell * min(1.0, 2 * (1 - progress()))
+        tokens, speech_end = corpus.draw(rng, share)
+        offset = int(rng.integers(0, context))
+        for start in rng.permutation(np.arange(offset, len(tokens) - context, context)):
+            window = tokens[start : start + context]
+            if rng.random() < args.chat_share:
+                window = np.insert(window, np.flatnonzero(speech_end[start : start + context]) + 1, special[EOT])
+            yield np.concatenate([[special[BOS]], window[:context]])
+
+
+# ---------------------------------------------------------------------------- model
+
+
+def ternarize(weight):
+    """Absmean quantisation of one tensor: codes in {-1, 0, 1} and the scale as the file stores it (bf16)."""
+    scale = weight.abs().mean().clamp(min=1e-5)
+    codes = (weight / scale).round().clamp(-1, 1)  # torch rounds halves to even
+    return codes, scale.bfloat16().float()
+
+
+class TernaryLinear(torch.autograd.Function):
+    """y = (codes . q) * scale / s, forward as inference does it; gradients pass straight through the rounding.
+
+    q and codes are small integers held in f32, so the sum is exact: |sum| <= 127 * K < 2**24.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, codes, scale):
+        s = 127 / x.abs().amax(-1, keepdim=True).clamp(min=1e-5)
+        q = (x * s).round().clamp(-128, 127)
+        ctx.save_for_backward(q, s, codes, scale)
+        return F.linear(q, codes) * (scale / s)
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, s, codes, scale = ctx.saved_tensors
+        grad_x = (grad * scale) @ codes
+        grad_weight = (grad / s).flatten(0, -2).T @ q.flatten(0, -2)
+        return grad_x, grad_weight, None, None
+
+
+class BitLinear(nn.Module):
+    """Projections that share their input, each ternary with its own scale."""
+
+    def __init__(self, inputs, **outputs):
+        super().__init__()
+        self.outputs = outputs
+        self.weight = nn.Parameter(torch.randn(sum(outputs.values()), inputs) * 0.5 * inputs**-0.5)
+        self.fixed = None  # (codes, scale) of an exported checkpoint
+        self.float = False
+
+    def parts(self):
+        return zip(self.outputs, self.weight.split(list(self.outputs.values())))
+
+    def quantized(self):
+        with torch.no_grad():
+            codes, scales = zip(*(ternarize(w) for _, w in self.parts()))
+            return torch.cat(codes), torch.cat([s.expand(len(c)) for c, s in zip(codes, scales)])
+
+    def forward(self, x):
+        if self.float:
+            return F.linear(x, self.weight).split(list(self.outputs.values()), dim=-1)
+        y = TernaryLinear.apply(x, self.weight, *(self.fixed or self.quantized()))
+        return y.split(list(self.outputs.values()), dim=-1)
+
+
+class RmsNorm(nn.Module):
+    def __init__(self, size, eps, gain=1.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((size,), gain))
+        self.eps = eps
+
+    def forward(self, x):
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps))
+
+
+def rope_table(length, head_dim, theta):
+    inverse = theta ** -(torch.arange(0, head_dim, 2).float() / head_dim)
+    angle = torch.outer(torch.arange(length).float(), inverse).repeat(1, 2)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x, cos, sin):
+    """Half-split rotary embedding: dimension i turns with dimension i + head_dim / 2."""
+    a, b = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-b, a), dim=-1) * sin
+
+
+class Layer(nn.Module):
+    def __init__(self, c, dropout):
+        super().__init__()
+        d, f, eps = c["hidden_size"], c["intermediate_size"], c["rms_norm_eps"]
+        self.heads, self.kv_heads = c["num_attention_heads"], c["num_key_value_heads"]
+        kv = d // self.heads * self.kv_heads
+        self.input_layernorm = RmsNorm(d, eps)
+        self.qkv = BitLinear(d, q_proj=d, k_proj=kv, v_proj=kv)
+        self.attn_sub_norm = RmsNorm(d, eps, 0.25)
+        self.o = BitLinear(d, o_proj=d)
+        self.post_attention_layernorm = RmsNorm(d, eps)
+        self.gate_up = BitLinear(d, gate_proj=f, up_proj=f)
+        self.ffn_sub_norm = RmsNorm(f, eps, 0.25)
+        self.down = BitLinear(f, down_proj=d)
+        self.dropout = dropout
+
+    def drop(self, x):
+        return F.dropout(x, self.dropout, self.training)
+
+    def forward(self, h, cos, sin):
+        q, k, v = self.qkv(self.input_layernorm(h))
+        q, k, v = (t.unflatten(-1, (n, -1)).transpose(1, 2) for t, n in ((q, self.heads), (k, self.kv_heads), (v, self.kv_heads)))
+        k, v = (t.repeat_interleave(self.heads // self.kv_heads, dim=1) for t in (rotate(k, cos, sin), v))
+        o = F.scaled_dot_product_attention(rotate(q, cos, sin), k, v, is_causal=True)
+        (o,) = self.o(self.attn_sub_norm(o.transpose(1, 2).flatten(2)))
+        h = h + self.drop(o)
+        gate, up = self.gate_up(self.post_attention_layernorm(h))
+        (m,) = self.down(self.ffn_sub_norm(F.relu(gate).square() * up))
+        return h + self.drop(m)
+
+
+class Model(nn.Module):
+    def __init__(self, config, dropout=0.0):
+        super().__init__()
+        c = self.config = config
+        self.embed_tokens = nn.Embedding(c["vocab_size"], c["hidden_size"])
+        nn.init.normal_(self.embed_tokens.weight, std=0.05)
+        self.layers = nn.ModuleList(Layer(c, dropout) for _ in range(c["num_hidden_layers"]))
+        self.norm = RmsNorm(c["hidden_size"], c["rms_norm_eps"])
+        self.dropout = dropout
+        table = rope_table(c["max_position_embeddings"], c["hidden_size"] // c["num_attention_heads"], c["rope_theta"])
+        self.register_buffer("cos", table[0], persistent=False)
+        self.register_buffer("sin", table[1], persistent=False)
+
+    def forward(self, tokens):
+        h = F.dropout(self.embed_tokens(tokens), self.dropout, self.training)
+        cos, sin = self.cos[: tokens.shape[1]], self.sin[: tokens.shape[1]]
+        for layer in self.layers:
+            h = layer(h, cos, sin)
+        h = F.dropout(self.norm(h), self.dropout, self.training)
+        return h @ self.embed_tokens.weight.T
+
+
+# ---------------------------------------------------------------------------- training
+
+
+def orthogonalize(g):
+    """The nearest (semi-)orthogonal matrix, nearly: five Newton-Schulz steps with Muon's coefficients."""
+    tall = g.shape[-2] > g.shape[-1]
+    x = g.mT if tall else g
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(5):
+        a = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x.mT if tall else x
+
+
+class Muon:
+    """Momentum, orthogonalised, for the ternary matrices (fused projections are stepped one by one)."""
+
+    def __init__(self, linears, momentum=0.95):
+        self.linears = list(linears)
+        self.momentum = momentum
+        self.state = [torch.zeros_like(linear.weight) for linear in self.linears]
+
+    @torch.no_grad()
+    def step(self, lr, weight_decay):
+        for linear, m in zip(self.linears, self.state):
+            g = linear.weight.grad
+            m.lerp_(g, 1 - self.momentum)
+            update = g.lerp(m, self.momentum)
+            linear.weight.mul_(1 - lr * weight_decay)
+            sizes = list(linear.outputs.values())
+            for w, u in zip(linear.weight.split(sizes), update.split(sizes)):
+                w.add_(orthogonalize(u), alpha=-lr * 0.2 * max(u.shape) ** 0.5)
+
+
+def schedule(progress, warmup=0.03):
+    """Linear warm-up, then a straight line to zero."""
+    return min(1.0, progress / warmup) * (1 - progress)
+
+
+def train(args, config, tokenizer, text, validation):
+    torch.manual_seed(args.seed)
+    rng = np.random.default_rng(args.seed)
+    special = {s: tokenizer.token_to_id(s) for s in SPECIALS}
+    corpus = DroppedMerges(tokenizer, text, args.drop_merges, args.variants, random.Random(args.seed))
+    model = Model(config, args.dropout).train()
+    average = copy.deepcopy(model)
+    muon = Muon(m for m in model.modules() if isinstance(m, BitLinear))
+    ternary = {id(linear.weight) for linear in muon.linears}
+    rest = [p for p in model.parameters() if id(p) not in ternary]
+    adam = torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0)
+
+    started, step, progress = time.time(), 0, 0.0
+    stream = windows(corpus, config["max_position_embeddings"], special, args, rng, lambda: progress)
+    run = torch.compile(model, dynamic=False) if args.compile else model
+    seen, losses = 0, []
+    while progress < 1:
+        batch = torch.from_numpy(np.stack([next(stream) for _ in range(args.batch)]))
+        for m in muon.linears: m.float = progress < args.float_until
+        logits = run(batch[:, :-1])
+        loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+        loss.backward()
+        rate = schedule(progress)
+        muon.step(args.lr * rate, args.weight_decay)
+        nn.utils.clip_grad_norm_(rest, 1.0)
+        for group in adam.param_groups:
+            group["lr"] = args.adam_lr * rate
+        adam.step()
+        model.zero_grad(set_to_none=True)
+        step, seen = step + 1, seen + batch.numel()
+        elapsed = time.time() - started
+        progress = elapsed / (60 * args.minutes) if args.minutes else step / args.steps
+        with torch.no_grad():
+            keep = min(args.average, 1 - 1 / step)
+            for a, p in zip(average.parameters(), model.parameters()):
+                a.lerp_(p, 1 - keep)
+        losses.append(loss.item())
+        if step % args.report == 0 or progress >= 1:
+            line = f"step {step} {progress:.3f} {elapsed:.0f}s {seen / elapsed:.0f} tok/s train {np.mean(losses[-100:]):.4f}"
+            if validation:
+                line += f" validation {score(from_tensors(config, exported_tensors(average)), tokenizer, validation)['bits_per_byte']:.4f}"
+            print(line, flush=True)
+            export(average, tokenizer, args.out)
+    return average
+
+
+# ---------------------------------------------------------------------------- export
+
+
+def pack(codes):
+    """Four rows to a byte, R = rows / 4 apart: bits 0-1 hold row r, bits 2-3 row r + R, and so on; code + 1."""
+    quarters = (codes + 1).to(torch.uint8).chunk(4)
+    return quarters[0] | quarters[1] << 2 | quarters[2] << 4 | quarters[3] << 6
+
+
+def unpack(packed):
+    return torch.cat([(packed >> shift & 3).float() - 1 for shift in (0, 2, 4, 6)])
+
+
+def module_prefix(name):
+    """Where transformers keeps a projection inside a layer."""
+    return "self_attn" if name[0] in "qkvo" else "mlp"
+
+
+def exported_tensors(model):
+    tensors = {"model.embed_tokens.weight": model.embed_tokens.weight, "model.norm.weight": model.norm.weight}
+    for i, layer in enumerate(model.layers):
+        at = f"model.layers.{i}"
+        tensors[f"{at}.input_layernorm.weight"] = layer.input_layernorm.weight
+        tensors[f"{at}.post_attention_layernorm.weight"] = layer.post_attention_layernorm.weight
+        tensors[f"{at}.self_attn.attn_sub_norm.weight"] = layer.attn_sub_norm.weight
+        tensors[f"{at}.mlp.ffn_sub_norm.weight"] = layer.ffn_sub_norm.weight
+        for linear in (layer.qkv, layer.o, layer.gate_up, layer.down):
+            for name, weight in linear.parts():
+                codes, scale = ternarize(weight)
+                tensors[f"{at}.{module_prefix(name)}.{name}.weight"] = pack(codes)
+                tensors[f"{at}.{module_prefix(name)}.{name}.weight_scale"] = scale.reshape(1)
+    return {k: (t if t.dtype == torch.uint8 else t.bfloat16()).detach().contiguous() for k, t in tensors.items()}
+
+
+def export(model, tokenizer, folder):
+    """Write the packed Hugging Face folder."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    c = model.config
+    bos, eos, eot = (tokenizer.token_to_id(s) for s in SPECIALS)
+    config = dict(
+        architectures=["BitNetForCausalLM"],
+        model_type="bitnet",
+        **c,
+        hidden_act="relu2",
+        attention_bias=False,
+        attention_dropout=0.0,
+        tie_word_embeddings=True,
+        use_cache=True,
+        bos_token_id=bos,
+        eos_token_id=eos,
+        torch_dtype="bfloat16",
+        quantization_config=dict(
+            quant_method="bitnet",
+            linear_class="autobitlinear",
+            quantization_mode="offline",
+            modules_to_not_convert=["lm_head"],
+        ),
+    )
+    tokenizer_config = dict(
+        tokenizer_class="PreTrainedTokenizerFast",
+        bos_token=BOS,
+        eos_token=EOS,
+        add_bos_token=True,
+        clean_up_tokenization_spaces=False,
+        model_max_length=c["max_position_embeddings"],
+        chat_template=CHAT_TEMPLATE,
+    )
+    generation = dict(bos_token_id=bos, eos_token_id=[eos, eot], do_sample=True, temperature=0.8, top_k=50, top_p=0.95)
+    for name, content in (("config", config), ("tokenizer_config", tokenizer_config), ("generation_config", generation)):
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+    (folder / "model.safetensors").write_bytes(save(exported_tensors(model), metadata={"format": "pt"}))
+
+
+# ---------------------------------------------------------------------------- scoring
+
+
+def from_tensors(config, tensors):
+    """The model of an exported folder: the file's codes, scales and bf16 values, and no master weights."""
+    model = Model(config).eval().requires_grad_(False)
+    model.embed_tokens.weight.copy_(tensors["model.embed_tokens.weight"])
+    model.norm.weight.copy_(tensors["model.norm.weight"])
+    for i, layer in enumerate(model.layers):
+        at = f"model.layers.{i}"
+        layer.input_layernorm.weight.copy_(tensors[f"{at}.input_layernorm.weight"])
+        layer.post_attention_layernorm.weight.copy_(tensors[f"{at}.post_attention_layernorm.weight"])
+        layer.attn_sub_norm.weight.copy_(tensors[f"{at}.self_attn.attn_sub_norm.weight"])
+        layer.ffn_sub_norm.weight.copy_(tensors[f"{at}.mlp.ffn_sub_norm.weight"])
+        for linear in (layer.qkv, layer.o, layer.gate_up, layer.down):
+            names = [f"{at}.{module_prefix(n)}.{n}" for n in linear.outputs]
+            codes = [unpack(tensors[f"{n}.weight"]) for n in names]
+            scales = [tensors[f"{n}.weight_scale"].float().expand(len(c)) for n, c in zip(names, codes)]
+            linear.fixed = torch.cat(codes), torch.cat(scales)
+            linear.weight = None
+    return model
+
+
+def load_exported(folder):
+    folder = Path(folder)
+    config = json.loads((folder / "config.json").read_text())
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    return from_tensors(config, tensors), Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def load_transformers(folder):
+    """The same folder through BitNetForCausalLM in f32 (needs `accelerate`)."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    nn.Module.float(model)  # `dtype` leaves the bf16 embedding and norms of a quantised checkpoint as they are
+    model.forward_logits = lambda tokens: model(tokens).logits
+    return model, Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+
+
+@torch.no_grad()
+def score(model, tokenizer, text, context=None):
+    """Bits per byte of `text`, by strided windows; this is what `trine perplexity` computes.
+
+    The text is tokenised whole, without special tokens. A window is BOS and up to context - 1 text
+    tokens; windows advance by context / 2 tokens. A token is scored once, in the first window that
+    holds it: the first window scores all its tokens, each later one its new tail.
+    """
+    config = model.config if isinstance(model.config, dict) else model.config.to_dict()
+    context = context or config["max_position_embeddings"]
+    forward = getattr(model, "forward_logits", model)
+    ids = torch.from_numpy(encode(tokenizer, text))
+    bos = torch.tensor([tokenizer.token_to_id(BOS)])
+    total, scored = 0.0, 0
+    for start in range(0, len(ids), context // 2):
+        window = ids[start : start + context - 1]
+        logits = forward(torch.cat([bos, window])[None])[0, :-1].double()
+        nll = F.cross_entropy(logits, window, reduction="none")
+        total += nll[scored - start :].sum().item()
+        scored = start + len(window)
+        if scored == len(ids):
+            break
+    size = len(text.encode())
+    return dict(
+        bits_per_byte=total / math.log(2) / size,
+        nll_per_token=total / len(ids),
+        perplexity=math.exp(total / len(ids)),
+        tokens=len(ids),
+        bytes=size,
+        context=context,
+    )
+
+
+# ---------------------------------------------------------------------------- command line
+
+
+def arguments():
+    here = Path(__file__).resolve().parent
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--text", default=here / "data/tinyshakespeare.txt")
+    p.add_argument("--out", default=here.parent / "models/demo")
+    p.add_argument("--eval-only", metavar="DIR", help="score an exported folder on the held-out tenth")
+    p.add_argument("--transformers", action="store_true", help="with --eval-only: through transformers")
+    p.add_argument("--context", type=int, help="with --eval-only: window length (default: the model's)")
+    p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--steps", type=int, default=4000)
+    p.add_argument("--minutes", type=float, help="train for this long instead (not reproducible)")
+    p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--compile", action="store_true", help="use torch.compile (faster; needs a C++ compiler)")
+    p.add_argument("--validation", type=float, default=0.0, help="share of the training text to hold back for tuning")
+    p.add_argument("--report", type=int, default=250, help="export, and score the validation text, this often")
+    p.add_argument("--batch", type=int, default=16)
+    p.add_argument("--lr", type=float, default=0.01, help="Muon, for ternary weights")
+    p.add_argument("--adam-lr", type=float, default=0.003, help="AdamW, for embedding and norms")
+    p.add_argument("--weight-decay", type=float, default=0.1)
+    p.add_argument("--dropout", type=float, default=0.1)
+    p.add_argument("--average", type=float, default=0.99)
+    p.add_argument("--float-until", type=float, default=0.0)
+    p.add_argument("--vocab", type=int, default=1024)
+    p.add_argument("--respell", type=float, default=0.5)
+    p.add_argument("--drop-merges", type=float, default=0.1)
+    p.add_argument("--variants", type=int, default=12)
+    p.add_argument("--chat-share", type=float, default=0.05)
+    p.add_argument("--shape", type=json.loads, default={}, help="JSON that overrides the model's shape")
+    return p.parse_args()
+
+
+def main():
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    train_text, validation, held_out = split_text(args.text, args.validation)
+    if not args.eval_only:
+        tokenizer = train_tokenizer(train_text, args.vocab)
+        config = dict(vocab_size=tokenizer.get_vocab_size(), **(SHAPE | args.shape))
+        train(args, config, tokenizer, train_text, validation)
+    folder = args.eval_only or args.out
+    model, tokenizer = (load_transformers if args.transformers else load_exported)(folder)
+    print(json.dumps(score(model, tokenizer, held_out, args.context), indent=2))
+
+
+if __name__ == "__main__":
+    main()
