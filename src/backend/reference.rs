@@ -392,7 +392,8 @@ impl Record<Reference> for ReferenceRecorder {
             let sin = &op.sin[position * dim / 2..][..dim / 2];
             for (h, head) in row.chunks_exact_mut(dim).take(query + kv).enumerate() {
                 if let Some(norm) = if h < query { op.query_norm } else { op.key_norm } {
-                    norm_row(&head.to_vec(), norm.gain, norm.eps, head);
+                    let input = head.to_vec();
+                    norm_row(&input, norm.gain, norm.eps, head);
                 }
                 rotate_head(head, cos, sin);
             }

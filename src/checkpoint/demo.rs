@@ -24,3 +24,18 @@ pub fn files() -> Files {
 pub fn open() -> Result<Checkpoint, LoadError> {
     open_files(files())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_opens_and_can_chat() {
+        let demo = open().unwrap_or_else(|e| panic!("{e}"));
+        demo.verify().unwrap_or_else(|e| panic!("{e}"));
+        assert!(demo.tokenizer().tokenizer_json.is_some());
+        assert!(demo.tokenizer().chat_template.is_some());
+        assert!(!demo.generation().eos_token_ids.is_empty());
+        assert!(demo.summary().unused.is_empty(), "{:?}", demo.summary().unused);
+    }
+}

@@ -15,8 +15,11 @@
 //! | `hf_config` | `config.json` |
 //! | `hf_weights`, `hf_layouts` | tensors by role; packed and float ternary matrices |
 //! | `tokenizer_files`, `generation_config` | text and sampling |
+//! | `demo` (feature `cli`) | the model that is part of the binary |
 //! | [`synthetic`] | nothing: random models of published shapes |
 
+#[cfg(feature = "cli")]
+pub mod demo;
 mod files;
 mod generation_config;
 mod hf_config;

@@ -154,7 +154,8 @@ mod tests {
     fn every_range_is_held() {
         let good = SamplingParams::default();
         assert_eq!(good.validate(10), Ok(()));
-        let bad: [(&str, fn(&mut SamplingParams)); 12] = [
+        type Spoil = fn(&mut SamplingParams);
+        let bad: [(&str, Spoil); 12] = [
             ("temperature", |p| p.temperature = -0.1),
             ("temperature", |p| p.temperature = f32::NAN),
             ("top_p", |p| p.top_p = 0.0),

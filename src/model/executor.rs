@@ -85,29 +85,33 @@ impl<B: Backend> Executor<B> {
 
     /// Lets the backend prepare every decode key: one token per sequence, greedy and sampled.
     fn prepare_decoding(&mut self) -> Result<(), RunError> {
-        for sequences in self.buckets(self.reserve.sequences.min(self.reserve.step_tokens)) {
-            for pages in self.buckets(self.reserve.max_pages()) {
-                for logits in [LogitUse::Greedy, LogitUse::Sample] {
-                    let key = StepKey {
-                        tokens: sequences,
-                        sequences,
-                        pages,
-                        logit_rows: sequences,
-                        logits,
-                        hidden: false,
-                    };
-                    self.with_recording(&key, |backend, record| backend.prepare(&key, record))?;
-                }
+        let decode = |sequences, pages, logits| StepKey {
+            tokens: sequences,
+            sequences,
+            pages,
+            logit_rows: sequences,
+            logits,
+            hidden: false,
+        };
+        let mut keys = Vec::new();
+        for logits in [LogitUse::Greedy, LogitUse::Sample] {
+            for pages in self.distinct(self.reserve.max_pages(), |n| decode(1, n, logits)) {
+                let of = |n| decode(n, pages.pages, logits);
+                keys.extend(self.distinct(self.staging.most_sequences(), of));
             }
+        }
+        for key in keys {
+            self.with_recording(&key, |backend, record| backend.prepare(&key, record))?;
         }
         Ok(())
     }
 
-    /// The sizes that those up to `max` are rounded up to.
-    fn buckets(&self, max: usize) -> Vec<usize> {
-        let mut sizes: Vec<usize> = (1..=max).map(|n| self.backend.bucket(n).min(max)).collect();
-        sizes.dedup();
-        sizes
+    /// The keys that steps of sizes 1 to `max` have.
+    fn distinct(&self, max: usize, sizes: impl Fn(usize) -> StepKey) -> Vec<StepKey> {
+        let round_up = |n| self.staging.round_up(sizes(n), &|size| self.backend.bucket(size));
+        let mut keys: Vec<StepKey> = (1..=max).map(round_up).collect();
+        keys.dedup();
+        keys
     }
 
     fn with_recording(

@@ -95,15 +95,11 @@ impl Staging {
             exhausted("rows of hidden states in a step", self.rows(), self.head_rows)?;
         }
         let scored = self.targets.iter().any(|&target| target != NONE);
-        let key = StepKey {
-            tokens: bucket(tokens).min(self.reserve.step_tokens),
-            sequences: bucket(batch.sequences.len()).min(self.reserve.sequences),
-            pages: bucket(self.longest().div_ceil(PAGE_TOKENS)).min(self.reserve.max_pages()),
-            logit_rows: match self.rows() {
-                0 => 0,
-                rows if sampling => bucket(rows).min(self.reserve.sequences),
-                rows => bucket(rows).min(self.reserve.step_tokens),
-            },
+        let sizes = StepKey {
+            tokens,
+            sequences: batch.sequences.len(),
+            pages: self.longest().div_ceil(PAGE_TOKENS),
+            logit_rows: self.rows(),
             logits: match batch.purpose {
                 Purpose::Score if scored => LogitUse::Score,
                 Purpose::Score => LogitUse::Keep,
@@ -113,8 +109,32 @@ impl Staging {
             },
             hidden: batch.hidden,
         };
+        let key = self.round_up(sizes, bucket);
         self.pad(&key);
         Ok(key)
+    }
+
+    /// Sequences that a step can hold: each brings a token at least.
+    pub(super) fn most_sequences(&self) -> usize {
+        self.reserve.sequences.min(self.reserve.step_tokens)
+    }
+
+    /// The key of a step of these sizes.
+    pub(super) fn round_up(&self, sizes: StepKey, bucket: &dyn Fn(usize) -> usize) -> StepKey {
+        let most_rows = match sizes.logits {
+            LogitUse::Keep | LogitUse::Score => self.reserve.step_tokens,
+            _ => self.most_sequences(),
+        };
+        // Never one more pass of the head: it would hold padding alone, and overwrite the logits
+        // and hidden states of the last pass.
+        let most_rows = most_rows.min(sizes.logit_rows.next_multiple_of(self.head_rows));
+        StepKey {
+            tokens: bucket(sizes.tokens).min(self.reserve.step_tokens),
+            sequences: bucket(sizes.sequences).min(self.most_sequences()),
+            pages: bucket(sizes.pages).min(self.reserve.max_pages()),
+            logit_rows: bucket(sizes.logit_rows).min(most_rows),
+            ..sizes
+        }
     }
 
     fn longest(&self) -> usize {
@@ -158,13 +178,19 @@ impl Staging {
         if std::mem::replace(&mut self.live[sequence.lane], true) {
             return Err(invalid("lane", "one sequence of a batch each", sequence.lane));
         }
+        if sequence.tokens.is_empty() {
+            return Err(invalid("tokens of a sequence", "at least one", "none"));
+        }
         if sequence.pages.len() * PAGE_TOKENS < end {
             return Err(invalid("pages", "enough for every position", sequence.pages.len()));
+        }
+        // Also those of earlier steps: attention reads them.
+        for &page in &sequence.pages[..end.div_ceil(PAGE_TOKENS)] {
+            exhausted("KV pages", page as usize + 1, self.reserve.kv_pages)?;
         }
         for (offset, source) in sequence.tokens.iter().enumerate() {
             let position = sequence.start + offset;
             let page = sequence.pages[position / PAGE_TOKENS] as usize;
-            exhausted("KV pages", page + 1, self.reserve.kv_pages)?;
             self.tokens.push(match *source {
                 TokenSource::Token(token) if (token as usize) < self.vocabulary => token,
                 TokenSource::Token(token) => {

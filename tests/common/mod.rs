@@ -1,0 +1,57 @@
+//! What the integration tests share: random models, ways to run them, a toy backend, and the list
+//! of backends that every generic test runs on.
+
+// Each test binary compiles all of this and uses a part.
+#![allow(dead_code, unused_imports, unused_macros)]
+
+pub(crate) mod model;
+pub(crate) mod rng;
+pub(crate) mod run;
+pub(crate) mod toy;
+
+use trine::backend::Backend;
+use trine::backend::reference::Reference;
+
+/// The body of a test that holds for every backend.
+pub(crate) trait Body {
+    /// `open` opens the backend anew at each call.
+    fn run<B: Backend>(&self, open: &dyn Fn() -> B);
+}
+
+/// Runs `body` on every backend of this machine. A new backend, or a variant of one, is a line.
+pub(crate) fn on_every_backend(body: &impl Body) {
+    named("reference", || body.run(&Reference::new));
+    named("toy", || body.run(&toy::Toy::new));
+}
+
+/// Says which backend a failing test was on.
+fn named(name: &str, test: impl FnOnce()) {
+    struct Name<'a>(&'a str);
+    impl Drop for Name<'_> {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                eprintln!("on backend {}", self.0);
+            }
+        }
+    }
+    let _name = Name(name);
+    test();
+}
+
+/// Turns generic functions `fn name<B>(open)` into tests that run on every backend.
+macro_rules! backend_tests {
+    ($($(#[$attribute:meta])* fn $name:ident<$backend:ident>($open:ident) $body:block)*) => {$(
+        #[test]
+        $(#[$attribute])*
+        fn $name() {
+            struct This;
+            impl $crate::common::Body for This {
+                fn run<$backend: trine::backend::Backend>(&self, $open: &dyn Fn() -> $backend) {
+                    $body
+                }
+            }
+            $crate::common::on_every_backend(&This);
+        }
+    )*};
+}
+pub(crate) use backend_tests;
