@@ -18,29 +18,27 @@ pub struct TextStream<'s> {
     state: State,
 }
 
-#[derive(Clone, Copy, PartialEq)]
 enum State {
     Running,
     /// A stop string is complete; the end is not reported yet.
     Stopped,
+    /// The text that was held back is out; this is left.
+    Ending(TextEvent),
     Ended,
 }
 
 /// One item of an answer.
 #[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
 pub enum TextEvent {
-    /// A token of the answer.
-    Token {
-        /// The token.
-        token: Token,
+    /// The answer goes on.
+    Text {
         /// The text that is certain now and was not before; often empty.
         text: String,
+        /// The token that was sampled; `None` for text that was held back until the end.
+        token: Option<Token>,
     },
     /// The end, exactly once and last.
     Done {
-        /// Text that was held back and belongs to the answer after all.
-        text: String,
         /// Why.
         reason: FinishReason,
         /// The stop string, if the reason is [`FinishReason::StopText`].
@@ -54,7 +52,8 @@ impl TextEvent {
     /// The text that this event adds to the answer.
     pub fn text(&self) -> &str {
         match self {
-            Self::Token { text, .. } | Self::Done { text, .. } => text,
+            Self::Text { text, .. } => text,
+            Self::Done { .. } => "",
         }
     }
 }
@@ -82,18 +81,22 @@ impl<'s> TextStream<'s> {
         if step.stopped.is_some() {
             self.state = State::Stopped;
         }
-        TextEvent::Token { token, text: step.text }
+        TextEvent::Text { text: step.text, token: Some(token) }
     }
 
     /// The end: what was held back is certain now, unless it completes a stop string.
     fn done(&mut self, reason: FinishReason, usage: Usage) -> TextEvent {
-        self.state = State::Ended;
         let rest = self.detokenizer.finish().unwrap_or_default();
         let mut text = self.stops.push(&rest).text;
         text += &self.stops.finish();
         let stop = self.stops.stopped().and_then(|index| self.stop.get(index)).cloned();
         let reason = if stop.is_some() { FinishReason::StopText } else { reason };
-        TextEvent::Done { text, reason, stop, usage }
+        let done = TextEvent::Done { reason, stop, usage };
+        if text.is_empty() {
+            return done;
+        }
+        self.state = State::Ending(done);
+        TextEvent::Text { text, token: None }
     }
 }
 
@@ -101,18 +104,19 @@ impl Iterator for TextStream<'_> {
     type Item = Result<TextEvent, RunError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let event = match self.state {
+        // Ended, unless something below finds otherwise.
+        let event = match std::mem::replace(&mut self.state, State::Ended) {
             State::Running => self.generation.next()?,
             State::Stopped => Ok(self.generation.finish(FinishReason::StopText)),
+            State::Ending(done) => return Some(Ok(done)),
             State::Ended => return None,
         };
-        match event {
-            Ok(Event::Token(token)) => Some(Ok(self.token(token))),
-            Ok(Event::Done { reason, usage }) => Some(Ok(self.done(reason, usage))),
-            Err(error) => {
-                self.state = State::Ended;
-                Some(Err(error))
+        Some(event.map(|event| match event {
+            Event::Token(token) => {
+                self.state = State::Running;
+                self.token(token)
             }
-        }
+            Event::Done { reason, usage } => self.done(reason, usage),
+        }))
     }
 }
