@@ -1,7 +1,6 @@
 //! Flags that several commands share, and what they mean to the library.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use clap::{ArgAction, Args, ValueEnum};
 use trine::backend::KvType;
@@ -22,7 +21,12 @@ pub(crate) struct ModelArgs {
 }
 
 impl ModelArgs {
-    pub(crate) fn source(&self) -> ModelSource {
+    /// Opens the model's files.
+    pub(crate) fn open(&self) -> anyhow::Result<ModelFiles> {
+        Ok(ModelFiles::open(&self.source())?)
+    }
+
+    fn source(&self) -> ModelSource {
         self.model.clone().map_or(ModelSource::Demo, ModelSource::Path)
     }
 }
@@ -38,8 +42,10 @@ pub(crate) struct AnyModelArgs {
 }
 
 impl AnyModelArgs {
-    pub(crate) fn source(&self) -> ModelSource {
-        self.synthetic.clone().map_or_else(|| self.model.source(), ModelSource::Synthetic)
+    /// Opens the model's files, if it has any.
+    pub(crate) fn open(&self) -> anyhow::Result<ModelFiles> {
+        let source = self.synthetic.clone().map(ModelSource::Synthetic);
+        Ok(ModelFiles::open(&source.unwrap_or_else(|| self.model.source()))?)
     }
 }
 
@@ -101,40 +107,24 @@ impl RunArgs {
     }
 
     /// Options to load a model with; `kv` is the type unless the user names one.
-    pub(crate) fn options(&self, source: &ModelSource, kv: KvType) -> ModelOptions {
-        ModelOptions::new(source.clone())
-            .check(self.check)
-            .eager(self.eager)
-            .kv_type(self.kv_type(kv))
+    pub(crate) fn options(&self, kv: KvType) -> ModelOptions {
+        ModelOptions::default().check(self.check).eager(self.eager).kv_type(self.kv_type(kv))
     }
 }
 
 impl DeviceArgs {
     /// Options to load a model with; `kv` is the type unless the user names one.
-    pub(crate) fn options(
-        &self,
-        source: &ModelSource,
-        context: Option<usize>,
-        kv: KvType,
-    ) -> ModelOptions {
-        self.run
-            .options(source, kv)
-            .device(self.device.clone())
-            .threads(self.threads)
-            .context(context)
+    pub(crate) fn options(&self, context: Option<usize>, kv: KvType) -> ModelOptions {
+        let options = self.run.options(kv).device(self.device.clone());
+        options.threads(self.threads).context(context)
     }
 }
 
-/// Loads a model behind a progress bar. Also says how long it took.
-pub(crate) fn load(options: &ModelOptions) -> anyhow::Result<(LoadedModel, Duration)> {
-    let started = Instant::now();
-    load_files(options, ModelFiles::open(options.source())?).map(|model| (model, started.elapsed()))
-}
-
-/// Loads opened files behind a progress bar.
-pub(crate) fn load_files(options: &ModelOptions, files: ModelFiles) -> anyhow::Result<LoadedModel> {
+/// Loads a model behind a progress bar.
+pub(crate) fn load(files: ModelFiles, options: &ModelOptions) -> anyhow::Result<LoadedModel> {
     let bar = output::bar("loading");
-    let loaded = options.load_files(files, &mut |done, total| output::advance(&bar, done, total));
+    let progress = &mut |done, total| output::advance(&bar, done, total);
+    let loaded = LoadedModel::load(files, options, progress);
     bar.finish_and_clear();
     Ok(loaded?)
 }

@@ -49,7 +49,8 @@ const FOREIGN: &[(&[&str], &[&str], Fate)] = &[
 /// Renames foreign flags or refuses them.
 pub(crate) fn translate(args: Vec<OsString>, cli: &Command) -> anyhow::Result<Vec<OsString>> {
     let name = args.get(1).and_then(|arg| arg.to_str()).unwrap_or_default().to_owned();
-    if name.starts_with('-') && !["-h", "--help", "-V", "--version", "--"].contains(&name.as_str()) {
+    if name.starts_with('-') && !["-h", "--help", "-V", "--version", "--"].contains(&name.as_str())
+    {
         let chat = args.iter().any(|arg| arg == "-cnv" || arg == "--conversation");
         let command = if chat { "trine chat" } else { "trine generate" };
         return Err(bad_input(format!("the command comes first: {command} {name} …")));

@@ -1,16 +1,15 @@
 //! `trine bench`: llama-bench's tests, with the share of the memory bandwidth that was reached.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::{ArgAction, Args, ValueEnum};
 use trine::backend::KvType;
 use trine::backend::select::DeviceName;
-use trine::engine::{ModelFiles, SamplingParams, Session};
+use trine::engine::{SamplingParams, Session};
 use trine::model::config::ModelConfig;
 
-use super::args::{AnyModelArgs, RunArgs, load_files};
-use super::bench_report::{Machine, Report, Row, Test};
+use super::args::{AnyModelArgs, RunArgs, load};
+use super::bench_report::{About, Loaded, Report, Row, Test};
 use super::failure::bad_input;
 use super::output;
 use super::parse;
@@ -23,9 +22,10 @@ use super::parse;
 /// tokenising, detokenising and sampling options are not part of it. Tests run once to warm up and
 /// then -r times.
 ///
-/// The share of the bandwidth is that of tg: bytes of weights, output head and KV cache that a
-/// token reads, times tokens per second, divided by the bandwidth at which the same threads read
-/// memory, measured by this command before the tests.
+/// The share of the limit is, for tg, the bytes of weights, output head and KV cache that a token
+/// reads, times tokens per second, divided by the bandwidth at which the same threads read memory;
+/// for pp, the multiplications by weights, divided by the rate at which the same threads multiply
+/// int8. Both limits are measured by this command once the model is loaded.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -84,39 +84,37 @@ const DECODE: usize = 128;
 
 impl Bench {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
-        let source = self.model.source();
-        let tests = self.tests(ModelFiles::open(&source)?.config())?;
+        let files = self.model.open()?;
+        let tests = self.tests(files.config())?;
         let context = tests.iter().map(Test::context).max().unwrap_or(1);
-        let format = if self.json { Format::Json } else { self.output };
-        let mut report = Report::new(format);
-        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = if self.threads.is_empty() { vec![cores()] } else { self.threads.clone() };
+        let mut report = Report::new(if self.json { Format::Json } else { self.output });
+        let threads: Vec<Option<usize>> = match self.threads.as_slice() {
+            [] => vec![None],
+            given => given.iter().copied().map(Some).collect(),
+        };
+        let mut files = Some(files);
         for threads in threads {
-            let options = self
-                .run
-                .options(&source, KvType::F16)
-                .device(self.device.clone())
-                .threads(Some(threads))
+            let options = (self.run.options(KvType::F16).device(self.device.clone()))
+                .threads(threads)
                 .context(Some(context));
             let started = Instant::now();
-            let files = ModelFiles::open(&source)?;
-            let mut machine =
-                Machine::new(&files, &self.path(), threads, self.run.kv_type(KvType::F16));
-            let mut model = load_files(&options, files)?;
-            machine.loaded(&model, started.elapsed());
+            let files = files.take().map_or_else(|| self.model.open(), Ok)?;
+            let about = About::new(&files, self.path(), self.run.kv_type(KvType::F16));
+            let mut model = load(files, &options)?;
+            let loaded = Loaded::new(&model, threads, started.elapsed())?;
             for &test in &tests {
                 let samples = self.measure(&mut model.session, test)?;
-                report.add(Row::new(&machine, test, samples))?;
+                report.add(Row::new(&about, &loaded, test, &samples))?;
             }
         }
         report.finish()
     }
 
-    fn path(&self) -> PathBuf {
-        let demo = || PathBuf::from("demo");
-        match &self.model.synthetic {
-            Some(name) => PathBuf::from(format!("synthetic:{name}")),
-            None => self.model.model.model.clone().unwrap_or_else(demo),
+    fn path(&self) -> String {
+        match (&self.model.synthetic, &self.model.model.model) {
+            (Some(name), _) => format!("synthetic:{name}"),
+            (None, Some(path)) => path.display().to_string(),
+            (None, None) => "demo".into(),
         }
     }
 

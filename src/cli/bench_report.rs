@@ -1,12 +1,13 @@
 //! Results of `trine bench` in llama-bench's formats: its columns and field names, then ours.
 
-use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use trine::backend::KvType;
+use trine::backend::cpu::{Cpu, CpuOptions};
 use trine::engine::open::STEP_TOKENS;
 use trine::engine::{LoadedModel, ModelFiles};
+use trine::error::LoadError;
 
 use super::bench::Format;
 use super::inspect::Bytes;
@@ -36,99 +37,153 @@ impl Test {
     }
 }
 
-/// What is the same for all tests of a load.
-pub(crate) struct Machine {
+/// A model as the report describes it.
+pub(crate) struct About {
     path: String,
-    model: String,
+    name: String,
     parameters: u64,
+    /// Multiplications by ternary weights per token.
+    products: u64,
     bytes: Bytes,
     kv_type: KvType,
-    threads: usize,
-    device: String,
-    description: String,
-    bandwidth: Option<f64>,
-    load: Duration,
 }
 
-impl Machine {
-    pub(crate) fn new(files: &ModelFiles, path: &Path, threads: usize, kv_type: KvType) -> Self {
+impl About {
+    pub(crate) fn new(files: &ModelFiles, path: String, kv_type: KvType) -> Self {
         let config = files.config();
         Self {
-            path: path.display().to_string(),
-            model: format!("{} {}", config.family.row().name, output::count(config.parameters())),
+            path,
+            name: format!("{} {}", config.family.row().name, output::count(config.parameters())),
             parameters: config.parameters(),
+            products: config.ternary_parameters(),
             bytes: Bytes::of(files),
             kv_type,
-            threads,
-            device: String::new(),
-            description: String::new(),
-            bandwidth: None,
-            load: Duration::ZERO,
         }
     }
 
-    /// Takes note of the device and measures its bandwidth.
-    pub(crate) fn loaded(&mut self, model: &LoadedModel, load: Duration) {
-        let device = model.session.executor().device();
-        self.device = device.name.clone();
-        self.description = device.description.clone();
-        self.bandwidth = bandwidth(self.threads);
-        self.load = load;
+    /// Bytes that a token of this test reads on average; `None` for a prompt, which reads the
+    /// weights once for many tokens.
+    fn bytes_per_token(&self, test: Test) -> Option<u64> {
+        let positions = test.depth + test.decode.div_ceil(2);
+        let kv = self.bytes.kv_per_token(self.kv_type) * positions as u64;
+        (test.decode > 0).then(|| self.bytes.per_token() + kv)
     }
 }
 
-/// Bytes per second at which this many threads read memory.
-fn bandwidth(threads: usize) -> Option<f64> {
-    let _ = threads;
-    None
+/// A model on a device, and what that device can do at best.
+pub(crate) struct Loaded {
+    device: String,
+    description: String,
+    threads: Option<usize>,
+    /// Bytes per second at which all threads read memory.
+    bandwidth: Option<f64>,
+    /// Int8 products per second of all threads.
+    int8: Option<f64>,
+    time: Duration,
+    peak: Peak,
+}
+
+impl Loaded {
+    /// Takes note of a model that was loaded in `time`, and measures its device.
+    pub(crate) fn new(
+        model: &LoadedModel,
+        threads: Option<usize>,
+        time: Duration,
+    ) -> Result<Self, LoadError> {
+        let device = model.session.executor().device();
+        let mut loaded = Self {
+            device: device.name.clone(),
+            description: device.description.clone(),
+            threads: None,
+            bandwidth: None,
+            int8: None,
+            time,
+            peak: Peak::default(),
+        };
+        if device.name == "cpu" {
+            output::note("measuring memory and int8 rate");
+            let some = |rate: f64| Some(rate).filter(|rate| rate.is_finite() && *rate > 0.0);
+            loaded.peak = Peak::before_measuring();
+            let mut options = CpuOptions::default();
+            options.threads = threads;
+            let cpu = Cpu::new(options)?;
+            loaded.threads = Some(cpu.threads());
+            loaded.bandwidth = some(cpu.read_bandwidth());
+            loaded.int8 = some(cpu.int8_rate());
+            loaded.peak.after_measuring();
+        }
+        Ok(loaded)
+    }
+}
+
+/// The most memory that this process has had, without what measuring the machine took.
+#[derive(Debug, Default)]
+struct Peak {
+    before: u64,
+    /// The system could not be told to forget what measuring took.
+    unknown: bool,
+}
+
+impl Peak {
+    fn before_measuring() -> Self {
+        Self { before: high_water_mark().unwrap_or(0), unknown: false }
+    }
+
+    fn after_measuring(&mut self) {
+        // Linux: makes the high-water mark what is resident now.
+        self.unknown = std::fs::write("/proc/self/clear_refs", "5").is_err();
+    }
+
+    fn bytes(&self) -> Option<u64> {
+        let now = high_water_mark().filter(|_| !self.unknown)?;
+        Some(now.max(self.before))
+    }
+}
+
+/// The most memory that was resident, where the system says so.
+fn high_water_mark() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kb| kb * 1024)
 }
 
 /// The result of a test.
 pub(crate) struct Row {
-    test: String,
-    model: String,
-    size: u64,
-    parameters: u64,
-    device: String,
-    threads: usize,
-    /// In llama-bench's order, then ours.
+    /// llama-bench's fields in its order, then ours.
     fields: Map<String, Value>,
-    mean: f64,
-    deviation: f64,
-    share: Option<f64>,
+    markdown: [String; 8],
 }
 
 impl Row {
-    pub(crate) fn new(machine: &Machine, test: Test, samples: Vec<Duration>) -> Self {
+    pub(crate) fn new(about: &About, loaded: &Loaded, test: Test, samples: &[Duration]) -> Self {
         let ns: Vec<f64> = samples.iter().map(|time| time.as_nanos() as f64).collect();
         let rates: Vec<f64> =
             ns.iter().map(|ns| test.tokens() as f64 * 1e9 / ns.max(1.0)).collect();
         let (mean, deviation) = mean_and_deviation(&rates);
         let (mean_ns, deviation_ns) = mean_and_deviation(&ns);
-        // A prompt reads weights once for many tokens: its limit is arithmetic.
-        let bytes_per_token = (test.decode > 0).then(|| {
-            let read = test.depth + test.decode.div_ceil(2);
-            machine.bytes.per_token() + machine.bytes.kv_per_token(machine.kv_type) * read as u64
-        });
-        let reached = bytes_per_token.map(|bytes| bytes as f64 * mean);
-        let share = reached.zip(machine.bandwidth).map(|(reached, limit)| reached / limit);
-        let kv = format!("{:?}", machine.kv_type).to_lowercase();
+        let bytes_per_token = about.bytes_per_token(test);
+        let bytes_per_second = bytes_per_token.map(|bytes| bytes as f64 * mean);
+        let of_bandwidth =
+            bytes_per_second.zip(loaded.bandwidth).map(|(reached, most)| reached / most);
+        let products = about.products as f64 * mean;
+        let of_int8 = loaded.int8.filter(|_| test.decode == 0).map(|most| products / most);
+        let kv = format!("{:?}", about.kv_type).to_lowercase();
         let fields = json!({
             "build_commit": option_env!("TRINE_COMMIT").unwrap_or("unknown"),
             "build_number": 0,
-            "cpu_info": machine.description,
+            "cpu_info": loaded.description,
             "gpu_info": "",
-            "backends": machine.device,
-            "model_filename": machine.path,
-            "model_type": machine.model,
-            "model_size": machine.bytes.model(),
-            "model_n_params": machine.parameters,
+            "backends": loaded.device,
+            "model_filename": about.path,
+            "model_type": about.name,
+            "model_size": about.bytes.model(),
+            "model_n_params": about.parameters,
             "n_batch": STEP_TOKENS,
             "n_ubatch": STEP_TOKENS,
-            "n_threads": machine.threads,
+            "n_threads": loaded.threads,
             "type_k": kv,
             "type_v": kv,
-            "devices": machine.device,
+            "devices": loaded.device,
             "n_prompt": test.prompt,
             "n_gen": test.decode,
             "n_depth": test.depth,
@@ -143,43 +198,38 @@ impl Row {
             "median_ts": median(&rates),
             "build_version": env!("CARGO_PKG_VERSION"),
             "bytes_per_token": bytes_per_token,
-            "bytes_per_second": reached,
-            "bandwidth_bytes_per_second": machine.bandwidth,
-            "bandwidth_share": share,
-            "peak_memory_bytes": peak_memory(),
-            "load_ns": machine.load.as_nanos() as u64,
+            "bytes_per_second": bytes_per_second,
+            "bandwidth_bytes_per_second": loaded.bandwidth,
+            "bandwidth_share": of_bandwidth,
+            "int8_products_per_second": loaded.int8,
+            "int8_share": of_int8,
+            "peak_memory_bytes": loaded.peak.bytes(),
+            "load_ns": loaded.time.as_nanos() as u64,
         });
+        let percent = |share: Option<f64>, of: &str| {
+            share.map(|share| format!("{:.0} % of {of}", share * 100.0))
+        };
+        let share = percent(of_bandwidth, "memory").or(percent(of_int8, "int8"));
+        let markdown = [
+            about.name.clone(),
+            output::bytes(about.bytes.model()),
+            output::count(about.parameters),
+            loaded.device.clone(),
+            loaded.threads.map_or("-".into(), |threads| threads.to_string()),
+            test.name(),
+            format!("{mean:.2} ± {deviation:.2}"),
+            share.unwrap_or_else(|| "-".into()),
+        ];
         Self {
-            test: test.name(),
-            model: machine.model.clone(),
-            size: machine.bytes.model(),
-            parameters: machine.parameters,
-            device: machine.device.clone(),
-            threads: machine.threads,
             fields: if let Value::Object(fields) = fields { fields } else { Map::new() },
-            mean,
-            deviation,
-            share,
+            markdown,
         }
-    }
-
-    fn markdown(&self) -> [String; 8] {
-        [
-            self.model.clone(),
-            output::bytes(self.size),
-            output::count(self.parameters),
-            self.device.clone(),
-            self.threads.to_string(),
-            self.test.clone(),
-            format!("{:.2} ± {:.2}", self.mean, self.deviation),
-            self.share.map_or("-".into(), |share| format!("{:.0} %", share * 100.0)),
-        ]
     }
 }
 
 const HEADING: [&str; 8] =
-    ["model", "size", "params", "backend", "threads", "test", "t/s", "of bandwidth"];
-const WIDTHS: [usize; 8] = [28, 10, 10, 10, 7, 15, 20, 12];
+    ["model", "size", "params", "backend", "threads", "test", "t/s", "share of limit"];
+const WIDTHS: [usize; 8] = [28, 10, 10, 10, 7, 15, 20, 15];
 
 /// Prints rows as they come, or all at the end where the format asks for it.
 pub(crate) struct Report {
@@ -200,7 +250,7 @@ impl Report {
                     output::line(markdown(&HEADING.map(str::to_owned)))?;
                     output::line(rule())?;
                 }
-                output::line(markdown(&row.markdown()))?;
+                output::line(markdown(&row.markdown))?;
             }
             Format::Csv => {
                 let plain = row.fields.iter().filter(|(_, value)| !value.is_array());
@@ -270,13 +320,6 @@ fn median(samples: &[f64]) -> f64 {
         count if count.is_multiple_of(2) => (sorted[middle - 1] + sorted[middle]) / 2.0,
         _ => sorted[middle],
     }
-}
-
-/// The most memory that this process has had, where the system says so.
-fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kb| kb * 1024)
 }
 
 #[cfg(test)]

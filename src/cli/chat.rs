@@ -23,6 +23,8 @@ use super::parse::{self, Limit};
 /// Ctrl-D ends the program. Where standard input is not a terminal, each line is a turn.
 #[derive(Args)]
 #[command(after_help = "\
+Sampling options are those of trine generate.
+
 Commands in a conversation:
   /reset  forget the conversation and keep the system prompt
   /help   list the commands
@@ -133,14 +135,13 @@ struct Conversation {
 
 impl Chat {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
-        let source = self.model.source();
-        let options = self.device.options(&source, self.context.context, KvType::F16);
-        let (model, _) = load(&options)?;
+        let options = self.device.options(self.context.context, KvType::F16);
+        let model = load(self.model.open()?, &options)?;
         if model.chat.is_none() {
             return Err(ChatTemplate::missing().into());
         }
         let vocabulary = model.session.config().vocabulary;
-        let params = self.sampling.params(&model.defaults, self.max_tokens, vocabulary)?;
+        let params = self.sampling.params(&model.defaults(), self.max_tokens, vocabulary)?;
         let messages: Vec<Message> =
             self.system.iter().map(|text| Message::new("system", text.as_str())).collect();
         let kept = messages.len();

@@ -84,7 +84,12 @@ pub(crate) fn from_clap(error: &clap::Error) -> anyhow::Error {
         }
         _ => None,
     };
-    let argument = context(ContextKind::InvalidArg).unwrap_or_default();
+    // `--kv <TYPE>` is one word to a reader.
+    let flag = |text: String| match text.strip_prefix("--") {
+        Some(_) => text.split(' ').next().unwrap_or_default().to_owned(),
+        None => text,
+    };
+    let argument = flag(context(ContextKind::InvalidArg).unwrap_or_default());
     let value = context(ContextKind::InvalidValue).unwrap_or_default();
     let mut message = match error.kind() {
         ErrorKind::UnknownArgument => format!("there is no flag {argument}"),
@@ -105,7 +110,7 @@ pub(crate) fn from_clap(error: &clap::Error) -> anyhow::Error {
             let source = std::error::Error::source(error).map(ToString::to_string);
             format!("{argument}: {}, found {value:?}", source.unwrap_or_default())
         }
-        ErrorKind::ArgumentConflict => match context(ContextKind::PriorArg) {
+        ErrorKind::ArgumentConflict => match context(ContextKind::PriorArg).map(flag) {
             Some(prior) if prior == argument => format!("{argument} may be given only once"),
             Some(prior) => format!("{argument} cannot be used with {prior}"),
             None => format!("{argument} cannot be used with the other flags"),

@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde::Serialize;
@@ -26,7 +26,8 @@ const MAX_TOKENS: usize = 256;
 /// in the prompt becomes those tokens; no chat template is applied.
 #[derive(Args)]
 #[command(after_help = "\
-Options apply in this order: logit bias; repetition, frequency and presence penalty; temperature;
+A sampling option that is not given comes from the checkpoint's generation_config.json, else it is
+off and the temperature is 0; trine inspect shows those in force. Options apply in this order: logit bias; repetition, frequency and presence penalty; temperature;
 min-p; top-k; top-p. Temperature 0 takes the highest logit after biases and penalties.
 
 Examples:
@@ -38,7 +39,7 @@ pub(crate) struct Generate {
     #[arg(value_name = "PROMPT", conflicts_with_all = ["flag_prompt", "file"])]
     prompt: Option<String>,
     /// The prompt
-    #[arg(id = "flag_prompt", short, long = "prompt", value_name = "TEXT")]
+    #[arg(id = "flag_prompt", short = 'p', long = "prompt", value_name = "TEXT")]
     #[arg(allow_hyphen_values = true, conflicts_with = "file")]
     flag_prompt: Option<String>,
     /// Read the prompt from a file; - is standard input. A line break at its end is dropped
@@ -84,11 +85,10 @@ impl Answer {
         let added = event.text().to_owned();
         self.text += &added;
         match event {
-            TextEvent::Token { token, .. } => self.tokens.push(token),
-            TextEvent::Done { reason, stop, usage, .. } => {
+            TextEvent::Text { token, .. } => self.tokens.extend(token),
+            TextEvent::Done { reason, stop, usage } => {
                 (self.reason, self.stop, self.usage) = (Some(reason), stop, usage);
             }
-            _ => {}
         }
         added
     }
@@ -172,9 +172,10 @@ impl Logprob {
 impl Generate {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
         let prompt = self.prompt()?;
-        let source = self.model.source();
-        let options = self.device.options(&source, self.context.context, KvType::F16);
-        let (mut model, load_time) = load(&options)?;
+        let started = Instant::now();
+        let options = self.device.options(self.context.context, KvType::F16);
+        let mut model = load(self.model.open()?, &options)?;
+        let load_time = started.elapsed();
         let params = self.params(&model)?;
         let ids = model.tokenizer()?.encode(&prompt, Special::MARKUP)?;
         let mut answer = Answer::default();
@@ -197,7 +198,7 @@ impl Generate {
     }
 
     fn params(&self, model: &LoadedModel) -> anyhow::Result<SamplingParams> {
-        let mut defaults = model.defaults.clone();
+        let mut defaults = model.defaults();
         defaults.max_tokens.get_or_insert(MAX_TOKENS);
         defaults.logprobs = self.logprobs;
         self.sampling.params(&defaults, self.max_tokens, model.session.config().vocabulary)

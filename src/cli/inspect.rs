@@ -88,9 +88,8 @@ impl Bytes {
 
 impl Inspect {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
-        let source = self.model.source();
-        let files = ModelFiles::open(&source)?;
-        let options = ModelOptions::new(source).context(self.context.context);
+        let files = self.model.open()?;
+        let options = ModelOptions::default().context(self.context.context);
         let reserve = options.reserve(files.config())?;
         if let Some(checkpoint) = files.checkpoint().filter(|_| self.verify) {
             checkpoint.verify()?;

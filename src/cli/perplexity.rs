@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 use trine::backend::KvType;
+use trine::engine::LoadedModel;
 use trine::engine::score::ScoreRequest;
-use trine::engine::{LoadedModel, ModelFiles};
 use trine::text::Special;
 
-use super::args::{DeviceArgs, ModelArgs, load_files};
+use super::args::{DeviceArgs, ModelArgs, load};
 use super::failure::bad_input;
 use super::output;
 use super::parse;
@@ -86,8 +86,7 @@ impl Perplexity {
             return Err(bad_input("missing: <FILE>"));
         };
         let text = parse::read_text(path)?;
-        let source = self.model.source();
-        let files = ModelFiles::open(&source)?;
+        let files = self.model.open()?;
         let ids = files.tokenizer()?.encode(&text, Special::NONE)?;
         let context = self.context.unwrap_or(files.config().context.min(CONTEXT));
         let size = context - usize::from(files.bos.is_some());
@@ -98,8 +97,8 @@ impl Perplexity {
             return Err(bad_input(format!("{message}, found {stride}")));
         }
         let windows = Windows { size, stride, tokens: ids.len() };
-        let options = self.device.options(&source, Some(context), KvType::F32);
-        let mut model = load_files(&options, files)?;
+        let options = self.device.options(Some(context), KvType::F32);
+        let mut model = load(files, &options)?;
         let total = score(&mut model, &ids, windows)?;
         if total.tokens == 0 {
             return Err(bad_input(format!(

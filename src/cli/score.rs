@@ -105,10 +105,9 @@ impl Score {
         if !(self.jsonl || self.greedy > 0 || self.logits || self.nll) {
             return Err(bad_input("nothing is asked for: expected --greedy N, --logits or --nll"));
         }
-        let source = self.model.source();
         // f32 unless another type is named: what is compared should be the model's arithmetic.
-        let options = self.device.options(&source, self.context.context, KvType::F32);
-        let (mut model, _) = load(&options.sequences(SEQUENCES))?;
+        let options = self.device.options(self.context.context, KvType::F32).sequences(SEQUENCES);
+        let mut model = load(self.model.open()?, &options)?;
         match &self.ids {
             Some(ids) => self.one(&mut model.session, &ids.0),
             None => self.lines(&mut model.session),

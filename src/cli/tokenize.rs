@@ -68,7 +68,7 @@ enum Conversation {
 
 impl Tokenize {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
-        let files = ModelFiles::open(&self.model.source())?;
+        let files = self.model.open()?;
         let tokenizer = files.tokenizer()?;
         if let Some(ids) = &self.decode {
             self.decode(tokenizer, &ids.0)
