@@ -7,3 +7,4 @@ pub mod error;
 pub mod model;
 pub mod tensor;
 pub mod ternary;
+pub mod text;

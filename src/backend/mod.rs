@@ -26,6 +26,7 @@ pub mod cpu;
 pub mod ops;
 pub mod random;
 pub mod reference;
+pub mod select;
 
 use crate::error::{LoadError, RunError};
 use crate::tensor::HostTable;

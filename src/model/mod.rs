@@ -5,5 +5,6 @@ pub mod activations;
 pub mod batch;
 pub mod config;
 pub mod executor;
+pub mod open;
 mod staging;
 pub mod weights;

@@ -130,12 +130,12 @@ pub(crate) fn run_ops<B: Backend>(
     backend.run(&key, record)
 }
 
-/// A buffer that holds `values`.
+/// A buffer that holds `values`, and is never empty: not every device has such a thing.
 pub(crate) fn upload<B: Backend, T: trine::backend::Element>(
     backend: &mut B,
     values: &[T],
 ) -> B::Buffer<T> {
-    let mut buffer = backend.allocate("test values", values.len()).unwrap();
+    let mut buffer = backend.allocate("test values", values.len().max(1)).unwrap();
     backend.write(&mut buffer, values).unwrap();
     buffer
 }

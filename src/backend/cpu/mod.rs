@@ -144,6 +144,10 @@ impl Backend for Cpu {
         Buffer::new(name, len)
     }
 
+    fn len<T: Element>(&self, buffer: &Self::Buffer<T>) -> usize {
+        buffer.len()
+    }
+
     fn pack_ternary(&self, parts: &[&dyn TernaryRows]) -> Result<TernaryMatrix, LoadError> {
         self.pack(parts)
     }

@@ -1,0 +1,19 @@
+//! Text in and text out: tokenizers, streaming decode, stop strings and chat templates.
+//!
+//! Nothing here knows a model or a device. [`Tokenizer`] turns text into ids and back,
+//! [`Detokenizer`] does the way back one id at a time, [`StopMatcher`] finds stop strings in what
+//! comes out, and [`ChatTemplate`] turns a conversation into the text that a model was trained on.
+
+mod bounds;
+pub mod chat;
+mod control;
+mod decoder;
+mod jinja;
+mod pythonic;
+mod stop;
+pub mod tokenizer;
+
+pub use chat::{ChatOptions, ChatTemplate, Message};
+pub use decoder::Detokenizer;
+pub use stop::{StopMatcher, StopStep};
+pub use tokenizer::{Special, Tokenizer, TokenizerOptions};
