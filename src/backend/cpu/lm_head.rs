@@ -15,6 +15,7 @@ use crate::backend::ops::{LmHead, check_len};
 use crate::error::RunError;
 use crate::tensor::{FloatType, HostTable};
 use std::array::from_fn;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Rows of the table in a tile: with one row of activations, as many chains of additions as hide
@@ -31,7 +32,7 @@ struct Head<'a, E> {
     rows: usize,
     normed: &'a [f32],
     logits: &'a Disjoint<'a, f32>,
-    element: E,
+    element: PhantomData<E>,
 }
 
 impl<E: Float> Kernel for Head<'_, E> {
@@ -154,57 +155,35 @@ impl Cpu {
         }
         // Padding stands at the end: no work for it.
         let real = gather.iter().rposition(|&row| row != NONE).map_or(0, |last| last + 1);
-        let table = &op.table.0;
-        {
-            let logits = Disjoint::new(&mut logits[..]);
-            let work = real.saturating_mul(width).saturating_mul(vocabulary);
-            self.pool.split(vocabulary, TABLE_ROWS, (work, LEAST_WORK), |vocabulary| {
-                let (rows, normed, logits) = (real, &normed[..], &logits);
-                match table.float {
-                    FloatType::Bf16 => {
-                        let element = Bf16;
-                        self.token.run(Head {
-                            vocabulary,
-                            width,
-                            table,
-                            rows,
-                            normed,
-                            logits,
-                            element,
-                        });
-                    }
-                    FloatType::F16 => {
-                        let element = F16;
-                        self.token.run(Head {
-                            vocabulary,
-                            width,
-                            table,
-                            rows,
-                            normed,
-                            logits,
-                            element,
-                        });
-                    }
-                    FloatType::F32 => {
-                        let element = F32;
-                        self.token.run(Head {
-                            vocabulary,
-                            width,
-                            table,
-                            rows,
-                            normed,
-                            logits,
-                            element,
-                        });
-                    }
-                }
-            });
-        }
+        let project = match op.table.0.float {
+            FloatType::Bf16 => Self::project::<Bf16>,
+            FloatType::F16 => Self::project::<F16>,
+            FloatType::F32 => Self::project::<F32>,
+        };
+        project(self, &op.table.0, width, real, normed, logits);
         for (logits, _) in
             logits.chunks_exact_mut(vocabulary.max(1)).zip(gather).filter(|&(_, &row)| row == NONE)
         {
             logits.fill(0.0);
         }
         Ok(())
+    }
+
+    /// `logits[r] = table · normed[r]` for the first `rows` rows.
+    fn project<E: Float>(
+        &self,
+        table: &HostTable,
+        width: usize,
+        rows: usize,
+        normed: &[f32],
+        logits: &mut [f32],
+    ) {
+        let logits = Disjoint::new(logits);
+        let work = rows.saturating_mul(width).saturating_mul(table.rows);
+        self.pool.split(table.rows, TABLE_ROWS, (work, LEAST_WORK), |vocabulary| {
+            let element = PhantomData::<E>;
+            let logits = &logits;
+            self.token.run(Head { vocabulary, width, table, rows, normed, logits, element });
+        });
     }
 }
