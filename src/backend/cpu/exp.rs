@@ -45,7 +45,7 @@ pub(super) fn gelu_tanh<S: Simd>(s: S, x: S::F) -> S::F {
     let cube = s.mul(s.mul(x, x), x);
     let inner = s.fma(cube, s.splat(0.044_715), x);
     // 2·√(2/π)
-    times_sigmoid(s, x, s.mul(inner, s.splat(1.595_769_1)))
+    times_sigmoid(s, x, s.mul(inner, s.splat(1.595_769)))
 }
 
 #[cfg(test)]
