@@ -89,7 +89,7 @@ pub(crate) struct DeviceArgs {
 /// How the model runs, whatever the device and threads.
 #[derive(Args, Debug)]
 pub(crate) struct RunArgs {
-    /// Element type of the KV cache
+    /// Element type of the KV cache [default: f32 for score and perplexity, else f16]
     #[arg(long, value_name = "TYPE", value_enum)]
     pub(crate) kv: Option<Kv>,
     /// Check every op against the reference and stop at the first that disagrees; slow
