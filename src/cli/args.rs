@@ -79,8 +79,8 @@ pub(crate) struct DeviceArgs {
     /// Device: auto, cpu, cuda[:N] or wgpu[:N|NAME]
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = parse::device)]
     pub(crate) device: DeviceName,
-    /// Threads of the CPU [default: all cores]
-    #[arg(short, long, value_name = "N", value_parser = parse::positive)]
+    /// Threads of the CPU [default: one for each physical core]
+    #[arg(short, long, value_name = "N", value_parser = parse::threads)]
     pub(crate) threads: Option<usize>,
     #[command(flatten)]
     pub(crate) run: RunArgs,

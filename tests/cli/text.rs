@@ -161,6 +161,17 @@ fn a_reader_that_goes_away_ends_it_quietly() {
     assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_told() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = command();
+    let output = command.args(["tokenize", "x"]).stdout(full).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.starts_with("error: standard output: cannot be written"), "{stderr}");
+}
+
 #[test]
 fn every_op_can_be_checked_against_the_reference() {
     let plain = line("generate -n 4 --temperature 0 --json Good").json();
