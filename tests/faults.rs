@@ -106,7 +106,9 @@ impl<'a> Spoiled<'a> {
         let quarter = rows / 4;
         match self.fault {
             LoadFault::RowsNeighbouring if quarter > 0 => row % 4 * quarter + row / 4,
-            LoadFault::HighBitsFirst if quarter > 0 => (3 - row / quarter) * quarter + row % quarter,
+            LoadFault::HighBitsFirst if quarter > 0 => {
+                (3 - row / quarter) * quarter + row % quarter
+            }
             _ => row,
         }
     }
@@ -131,7 +133,13 @@ impl WeightSource for Spoiled<'_> {
             source.read_codes(self.row(row, rows), &mut codes);
             weights.extend(codes.iter().map(|&code| match self.fault {
                 LoadFault::SignFlipped => 1 - code as i8,
-                LoadFault::NoZero => if code < 2 { -1 } else { 1 },
+                LoadFault::NoZero => {
+                    if code < 2 {
+                        -1
+                    } else {
+                        1
+                    }
+                }
                 _ => code as i8 - 1,
             }));
         }
@@ -205,10 +213,29 @@ fn without_a_fault_nothing_fails() {
 fn every_fault_of_an_op_is_caught() {
     use OpFault::*;
     let faults = [
-        RoundHalfAway, RoundHalfUp, Truncate, Scale128, NoFloor, ScalePerStep, EpsOutside, NoGain,
-        SumOfSquares, RopeInterleaved, RopeReversed, PositionPlusOne, RotatedValues, MaskStrict,
-        MaskLoose, Window256, SoftmaxScale, GroupedModulo, NoResidual, WrongActivation, GatedF16,
-        GateUpSwapped, NoFinalNorm,
+        RoundHalfAway,
+        RoundHalfUp,
+        Truncate,
+        Scale128,
+        NoFloor,
+        ScalePerStep,
+        EpsOutside,
+        NoGain,
+        SumOfSquares,
+        RopeInterleaved,
+        RopeReversed,
+        PositionPlusOne,
+        RotatedValues,
+        MaskStrict,
+        MaskLoose,
+        Window256,
+        SoftmaxScale,
+        GroupedModulo,
+        NoResidual,
+        WrongActivation,
+        GatedF16,
+        GateUpSwapped,
+        NoFinalNorm,
     ];
     let fixtures = fixtures();
     let missed: Vec<OpFault> = (faults.into_iter())
@@ -221,9 +248,22 @@ fn every_fault_of_an_op_is_caught() {
 fn every_fault_of_a_loader_is_caught() {
     use LoadFault::*;
     let faults = [
-        ScaleInverted, SharedQkvScale, RowsNeighbouring, HighBitsFirst, SignFlipped,
-        NoZero, GainPlusOne, NormsSwapped, NoSubNorms, KeyValueSwapped, GateUpSwapped,
-        LayersSwapped, EpsAlways, ThetaAlways, HeadTied, EmbeddingShifted,
+        ScaleInverted,
+        SharedQkvScale,
+        RowsNeighbouring,
+        HighBitsFirst,
+        SignFlipped,
+        NoZero,
+        GainPlusOne,
+        NormsSwapped,
+        NoSubNorms,
+        KeyValueSwapped,
+        GateUpSwapped,
+        LayersSwapped,
+        EpsAlways,
+        ThetaAlways,
+        HeadTied,
+        EmbeddingShifted,
     ];
     let fixtures = fixtures();
     let missed: Vec<LoadFault> = (faults.into_iter())
