@@ -79,8 +79,8 @@ pub(crate) struct DeviceArgs {
     /// Device: auto, cpu, cuda[:N] or wgpu[:N|NAME]
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = parse::device)]
     pub(crate) device: DeviceName,
-    /// Threads of the CPU [default: all cores]
-    #[arg(short, long, value_name = "N", value_parser = parse::positive)]
+    /// Threads of the CPU [default: one for each physical core]
+    #[arg(short, long, value_name = "N", value_parser = parse::threads)]
     pub(crate) threads: Option<usize>,
     #[command(flatten)]
     pub(crate) run: RunArgs,
@@ -89,7 +89,7 @@ pub(crate) struct DeviceArgs {
 /// How the model runs, whatever the device and threads.
 #[derive(Args, Debug)]
 pub(crate) struct RunArgs {
-    /// Element type of the KV cache
+    /// Element type of the KV cache [default: f32 for score and perplexity, else f16]
     #[arg(long, value_name = "TYPE", value_enum)]
     pub(crate) kv: Option<Kv>,
     /// Check every op against the reference and stop at the first that disagrees; slow

@@ -38,8 +38,8 @@ pub(crate) struct Bench {
     /// Device: auto, cpu, cuda[:N] or wgpu[:N|NAME]
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = parse::device)]
     device: DeviceName,
-    /// Threads of the CPU; several with commas [default: all cores]
-    #[arg(short, long, value_name = "N,…", value_delimiter = ',', value_parser = parse::positive)]
+    /// Threads of the CPU; several with commas [default: one for each physical core]
+    #[arg(short, long, value_name = "N,…", value_delimiter = ',', value_parser = parse::threads)]
     threads: Vec<usize>,
     /// Tokens of the prompts, several with commas; 0 for no such test [default: 512]
     #[arg(short = 'p', long, value_name = "N,…", value_delimiter = ',')]

@@ -20,7 +20,8 @@ use super::parse::{self, Limit};
 ///
 /// The conversation is kept, rendered with the checkpoint's chat template, and computed only from
 /// where it differs from the last turn. Ctrl-C stops an answer; at the prompt, Ctrl-C twice or
-/// Ctrl-D ends the program. Where standard input is not a terminal, each line is a turn.
+/// Ctrl-D ends the program. Where standard input is not a terminal, each line is a turn, and the exit
+/// code tells whether one was refused or failed.
 #[derive(Args)]
 #[command(after_help = "\
 Sampling options are those of trine generate.
@@ -193,8 +194,7 @@ impl Conversation {
                         }
                         failed += 1;
                         bad &= failure::is_bad_input(&error);
-                        let message = failure::one_line(&error.to_string());
-                        output::note(format_args!("error: {message}"));
+                        output::note(format_args!("error: {}", failure::sentence(&error)));
                     }
                 }
             }

@@ -56,8 +56,18 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     {
         return ExitCode::SUCCESS;
     }
-    super::output::note(format_args!("error: {}", one_line(&error.to_string())));
+    super::output::note(format_args!("error: {}", sentence(error)));
     ExitCode::from(if is_bad_input(error) { 2 } else { 1 })
+}
+
+/// The error in one line, its options being flags.
+pub(crate) fn sentence(error: &anyhow::Error) -> String {
+    one_line(&match error.downcast_ref() {
+        Some(LoadError::Option { option, expected, found }) => {
+            format!("--{}: expected {expected}, found {found}", option.replace('_', "-"))
+        }
+        _ => error.to_string(),
+    })
 }
 
 /// A message without line breaks or other control characters, which names in files may hold.

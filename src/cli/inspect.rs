@@ -177,6 +177,10 @@ fn about(files: &ModelFiles) -> Vec<Vec<String>> {
         let [out, inner] = projection.shape;
         rows.push(row(&projection.name, format!("{out} x {inner}, {}{scales}", projection.stored)));
     }
+    let ends = match files.defaults.stop_tokens.as_slice() {
+        [] => "none".to_owned(),
+        ends => listed(ends),
+    };
     let head = if weights.tied { ", the embedding table" } else { "" };
     rows.extend([
         row("ternary", format!("{} at 2 bits a weight", bytes(weights.ternary))),
@@ -193,7 +197,7 @@ fn about(files: &ModelFiles) -> Vec<Vec<String>> {
         row("tokenizer", tokenizer(files)),
         row("chat template", if files.chat.is_some() { "yes" } else { "none" }),
         row("sampling", sampling(&files.defaults)),
-        row("end tokens", listed(&files.defaults.stop_tokens)),
+        row("end tokens", ends),
     ]);
     if let Some(checkpoint) = files.checkpoint() {
         let summary = checkpoint.summary();
@@ -213,14 +217,12 @@ fn tokenizer(files: &ModelFiles) -> String {
 
 /// Options in force, in the order in which they apply.
 fn sampling(params: &SamplingParams) -> String {
-    if params.temperature == 0.0 && params.repetition_penalty == 1.0 {
-        return "temperature 0 (the likeliest token)".into();
-    }
     let mut parts = Vec::new();
     if params.repetition_penalty != 1.0 {
         parts.push(format!("repetition penalty {}", params.repetition_penalty));
     }
-    parts.push(format!("temperature {}", params.temperature));
+    let greedy = if params.temperature == 0.0 { " (the likeliest token)" } else { "" };
+    parts.push(format!("temperature {}{greedy}", params.temperature));
     if params.min_p > 0.0 {
         parts.push(format!("min-p {}", params.min_p));
     }

@@ -10,9 +10,10 @@ use serde::Serialize;
 /// Writes to stdout at once, so that a reader sees text as it comes.
 pub(crate) fn text(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()?;
-    Ok(())
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|error| {
+        let message = format!("standard output: cannot be written: {error}");
+        anyhow::Error::new(error).context(message)
+    })
 }
 
 /// One line of data on stdout.

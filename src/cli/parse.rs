@@ -20,6 +20,12 @@ pub(crate) fn positive(text: &str) -> Result<usize, String> {
     number.ok_or_else(|| "expected a whole number of at least 1".into())
 }
 
+/// A number of threads. Far more than any machine has would only fail to start.
+pub(crate) fn threads(text: &str) -> Result<usize, String> {
+    let number = text.trim().parse().ok().filter(|number| (1..=1024).contains(number));
+    number.ok_or_else(|| "expected a whole number of 1 to 1024".into())
+}
+
 pub(crate) fn whole<T: FromStr>(text: &str) -> Result<T, String> {
     text.trim().parse().map_err(|_| "expected a whole number of at least 0".into())
 }

@@ -30,9 +30,10 @@ const LINES: &[(&str, &[&str])] = &[
     ("generate --max-tokens", &["--max-tokens", "value"]),
     ("generate --logprobs 21 --json x", &["--logprobs", "20", "21"]),
     ("generate --logprobs 2 x", &["--json"]),
-    ("generate --threads 0 x", &["--threads", "at least 1"]),
+    ("generate --threads 0 x", &["--threads", "1 to 1024", "0"]),
+    ("bench -t 1,2000", &["--threads", "1 to 1024", "2000"]),
     ("generate --context 0 x", &["--context", "at least 1"]),
-    ("generate --context 257 x", &["context", "1 to 256", "257"]),
+    ("generate --context 257 x", &["--context", "1 to 256", "257"]),
     ("generate --context 4 Shall-I-compare-thee-to-a-summer", &["context", "4"]),
     ("generate --kv f8 x", &["--kv", "f32, f16", "f8"]),
     ("generate --device tpu x", &["--device", "cuda:N", "tpu"]),
@@ -56,7 +57,7 @@ const LINES: &[(&str, &[&str])] = &[
     ("chat --model no/such/folder", &["no/such/folder"]),
     ("chat --temperature 5000", &["--temperature", "5000"]),
     ("inspect --model no/such/folder", &["no/such/folder"]),
-    ("inspect --synthetic 70b", &["synthetic", "2b4t, 3b, 8b", "70b"]),
+    ("inspect --synthetic 70b", &["--synthetic", "2b4t, 3b, 8b", "70b"]),
     ("inspect --synthetic 2b4t --model models/demo", &["--synthetic", "--model"]),
     ("devices --model x", &["--model"]),
     ("tokenize --decode 1,x", &["--decode", "token ids", "1,x"]),
@@ -101,7 +102,7 @@ fn every_bad_line_gets_one_sentence() {
 
 #[test]
 fn an_empty_path_is_no_demo() {
-    trine(["generate", "--model", "", "x"]).refused(&["model", "empty"]);
+    trine(["generate", "--model", "", "x"]).refused(&["--model", "value"]);
 }
 
 #[cfg(unix)]

@@ -30,7 +30,7 @@ fn every_command_has_help_with_an_example() {
 
 #[test]
 fn generate_streams_text_to_stdout_and_the_rest_to_stderr() {
-    let args = ["generate", "-n", "12", "--seed", "1", "Shall I compare thee"];
+    let args = ["generate", "--ignore-eos", "-n", "12", "--seed", "1", "Shall I compare thee"];
     let first = trine(args);
     assert!(first.stderr.contains("seed 1") && first.stderr.contains("12 tokens"), "{first:?}");
     let text = first.good();
@@ -67,7 +67,7 @@ fn prompts_come_from_anywhere() {
 
 #[test]
 fn generate_as_json() {
-    let args = "generate -n 5 --seed 7 --json --logprobs 3 Good";
+    let args = "generate --ignore-eos -n 5 --seed 7 --json --logprobs 3 Good";
     let value = line(args).json();
     assert_eq!(value["usage"]["completion_tokens"], 5);
     assert_eq!(value["tokens"].as_array().unwrap().len(), 5);
@@ -80,7 +80,10 @@ fn generate_as_json() {
         assert!(top[0]["logprob"].as_f64() >= top[1]["logprob"].as_f64());
     }
     let text = value["text"].as_str().unwrap();
-    assert_eq!(line("generate -n 5 --seed 7 Good").good().trim_end_matches('\n'), text);
+    assert_eq!(
+        line("generate --ignore-eos -n 5 --seed 7 Good").good().trim_end_matches('\n'),
+        text
+    );
     // A random seed is reported, and gives the same answer again.
     let random = line("generate -n 8 --json Good").json();
     let again = line(&format!("generate -n 8 --json Good -s {}", random["seed"])).json();
@@ -89,18 +92,20 @@ fn generate_as_json() {
 
 #[test]
 fn an_answer_ends_before_its_stop_text() {
-    let whole = line("generate -n 24 --temperature 0 --json Good").json();
+    let whole = line("generate --ignore-eos -n 24 --temperature 0 --json Good").json();
     let text = whole["text"].as_str().unwrap();
     // From the middle of the text, and across tokens: they have a few characters each.
     let characters: Vec<char> = text.chars().collect();
     let stop: String = characters[4..12].iter().collect();
     let before = text.split(&stop).next().unwrap();
-    let args = ["generate", "-n", "24", "--temperature", "0", "--json", "--stop", &stop, "Good"];
+    let args =
+        ["generate", "--ignore-eos", "-n", "24", "-temp", "0", "--json", "--stop", &stop, "Good"];
     let value = trine(args).json();
     assert_eq!((value["text"].as_str(), value["stop"].as_str()), (Some(before), Some(&*stop)));
     assert_eq!(value["finish_reason"], "stop_text");
     let token = whole["tokens"][3].to_string();
-    let args = format!("generate -n 24 --temperature 0 --json --stop-token {token} Good");
+    let args =
+        format!("generate --ignore-eos -n 24 --temperature 0 --json --stop-token {token} Good");
     let value = line(&args).json();
     assert_eq!(value["finish_reason"], "stop_token");
     assert!(value["tokens"].as_array().unwrap().len() <= 3);
@@ -113,6 +118,20 @@ fn biases_ban_and_force_tokens() {
     let first = line("generate -n 1 --temperature 0 --json Good").json()["tokens"][0].to_string();
     let args = format!("generate -n 1 --temperature 0 --json --logit-bias {first}=-1000 Good");
     assert_ne!(line(&args).json()["tokens"][0].to_string(), first);
+}
+
+/// The first byte of a character, again and again: text is held back until it is hopeless.
+#[test]
+fn partial_characters_are_held_back() {
+    let ids = trine(["tokenize", "--no-special", "\u{2603}"]).good();
+    let first = ids.trim_end().split(',').next().unwrap();
+    let bias = format!("{first}=1000");
+    let args = ["generate", "-n", "3", "--temperature", "0", "--logit-bias", &bias, "--json", "A"];
+    let value = trine(args).json();
+    let ids = format!("{first},{first},{first}");
+    let decoded = trine(["tokenize", "--no-special", "--json", "--decode", &ids]).json();
+    assert_eq!(value["text"], decoded["text"]);
+    assert!(value["text"].as_str().unwrap().contains('\u{fffd}'));
 }
 
 #[test]
@@ -140,6 +159,17 @@ fn a_reader_that_goes_away_ends_it_quietly() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_told() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = command();
+    let output = command.args(["tokenize", "x"]).stdout(full).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.starts_with("error: standard output: cannot be written"), "{stderr}");
 }
 
 #[test]
@@ -189,7 +219,7 @@ fn tokens_are_those_of_transformers() {
         let model = folder.to_str().unwrap();
         let reference = parsed(&std::fs::read_to_string(folder.join("reference.json")).unwrap());
         for case in reference["tokenizer"]["texts"].as_array().unwrap() {
-            let args = ["tokenize", "--json", "--model", model, "--no-special"];
+            let args = ["tokenize", "--json", "--model", model];
             let got = with_input(args, case["text"].as_str().unwrap().as_bytes()).json();
             assert_eq!(got["ids"], case["ids"], "{name}: {}", case["text"]);
         }
