@@ -40,7 +40,7 @@ impl TernaryRows for AnyCodes {
         let mut state = row as u32 * 2_654_435_761 + 1;
         for code in codes {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            *code = ((state >> 24) * 3 >> 8) as u8;
+            *code = (((state >> 24) * 3) >> 8) as u8;
         }
     }
 }

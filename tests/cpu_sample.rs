@@ -87,14 +87,13 @@ fn expected(logits: &[f32], o: &SampleRow, history: &[u32], biases: &[(u32, f32)
         x[token as usize] += value;
     }
     let history = &history[..(o.length as usize).min(history.len())];
-    for v in 0..x.len() {
+    for (v, x) in x.iter_mut().enumerate() {
         if history.contains(&(v as u32)) {
-            x[v] =
-                if x[v] > 0.0 { x[v] / o.repetition_penalty } else { x[v] * o.repetition_penalty };
+            *x = if *x > 0.0 { *x / o.repetition_penalty } else { *x * o.repetition_penalty };
             let answer = history.get(o.prompt as usize..).unwrap_or(&[]);
             let count = answer.iter().filter(|&&t| t == v as u32).count();
             if count > 0 {
-                x[v] -= o.frequency_penalty * count as f32 + o.presence_penalty;
+                *x -= o.frequency_penalty * count as f32 + o.presence_penalty;
             }
         }
     }
@@ -241,9 +240,9 @@ fn rows_do_not_touch_each_other_and_bad_ones_are_marked() {
             let near =
                 |found: u32, v: usize| (f64::from(f32::from_bits(found)) - logprob(v)).abs() < 1e-5;
             assert!(near(all.logprobs[row], all.tokens[row] as usize));
-            for i in 0..3 {
-                assert_eq!(all.top_tokens[row * MAX_LOGPROBS + i], order[i] as u32);
-                assert!(near(all.top_logprobs[row * MAX_LOGPROBS + i], order[i]));
+            for (i, &token) in order.iter().enumerate().take(3) {
+                assert_eq!(all.top_tokens[row * MAX_LOGPROBS + i], token as u32);
+                assert!(near(all.top_logprobs[row * MAX_LOGPROBS + i], token));
             }
             assert_eq!(all.top_tokens[row * MAX_LOGPROBS + 3], NONE);
             if greedy {

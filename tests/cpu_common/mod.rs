@@ -1,5 +1,5 @@
 //! What the tests of the CPU backend share.
-#![allow(dead_code, reason = "each test file uses some of it")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses some of it")]
 
 use trine::backend::cpu::{Buffer, Cpu, CpuOptions, Isa, Recorder};
 use trine::backend::ops::{Batch, Lanes};

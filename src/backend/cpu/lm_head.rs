@@ -4,6 +4,11 @@
 //! element of it is converted once per tile. The arithmetic of a logit is that of
 //! [`sum_of_squares`](super::rms_norm::sum_of_squares), whatever the tile.
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "loops over the constants of a tile index several arrays of it"
+)]
+
 use super::isa::Kernel;
 use super::pool::Disjoint;
 use super::rms_norm::{NormRows, check_gather};
@@ -90,14 +95,17 @@ impl<E: Float> Head<'_, E> {
         for i in 0..whole {
             let mut weights = [s.splat(0.0); V];
             for v in 0..V {
-                let chunk = &table[v][i];
+                // SAFETY: `i < whole`, to which each of these slices was cut. A check here, with its
+                // way out, keeps the sums in memory.
+                let chunk = unsafe { table[v].get_unchecked(i) };
                 weights[v] = E::load(s, chunk);
                 // The same place of the next tile's rows.
                 let chunk = std::ptr::from_ref(chunk).cast::<u8>();
                 s.prefetch(chunk.wrapping_add(V * stride));
             }
             for r in 0..R {
-                let x = s.load(&rows[r][i]);
+                // SAFETY: as above.
+                let x = s.load(unsafe { rows[r].get_unchecked(i) });
                 for v in 0..V {
                     sums[v][r] = s.fma(weights[v], x, sums[v][r]);
                 }

@@ -1,7 +1,7 @@
 //! [`PagedAttention`]: softmax over blocks of keys.
 //!
 //! The rows of a sequence and key/value head are its tokens times the query heads that share that
-//! head; a **tile** is up to 4 of them, which share each load of a key or value. The arithmetic of a
+//! head; a **tile** is up to 8 of them, which share each load of a key or value. The arithmetic of a
 //! row is the same in any tile:
 //!
 //! 1. `score = (Σ_d q_d · k_d) · scale`, a chain of fused multiply-adds over `d` for each key;
@@ -12,6 +12,11 @@
 //!
 //! Where there are fewer tiles than keep the threads busy (a long context, one token), the blocks
 //! of a tile are computed by different threads and joined afterwards: the same operations.
+
+#![expect(
+    clippy::needless_range_loop,
+    reason = "loops over the constants of a tile index several arrays of it"
+)]
 
 use super::exp::{exp, exp_one};
 use super::isa::Kernel;
@@ -25,8 +30,9 @@ use crate::error::RunError;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-/// Rows of a tile: with two vectors of keys, 8 chains of multiply-adds, which hide their latency.
-const TILE: usize = 4;
+/// Rows of a tile: with two vectors of keys, 16 chains of multiply-adds. Four would hide their
+/// latency; eight load and convert each key half as often.
+const TILE: usize = 8;
 
 /// Some rows of a sequence.
 #[derive(Clone, Copy)]
@@ -202,17 +208,25 @@ impl<T: KvElement> Attention<'_, T> {
         scores: &mut [f32],
         state: &mut State<'_>,
     ) {
-        match (S::REGISTERS, tile.rows) {
-            (Registers::One, _) | (_, 1) => {
-                for row in 0..tile.rows as usize {
-                    self.block_of::<S, 1>(s, tile, row, (kv_head, block), scores, state);
+        let rows = tile.rows as usize;
+        let (mut row, at) = (0, (kv_head, block));
+        while row < rows {
+            row += match S::REGISTERS {
+                Registers::Many if rows - row >= 8 => {
+                    self.block_of::<S, 8>(s, tile, row, at, scores, state)
                 }
-            }
-            (_, 2) => self.block_of::<S, 2>(s, tile, 0, (kv_head, block), scores, state),
-            _ => self.block_of::<S, TILE>(s, tile, 0, (kv_head, block), scores, state),
+                Registers::Many | Registers::Few if rows - row >= 4 => {
+                    self.block_of::<S, 4>(s, tile, row, at, scores, state)
+                }
+                Registers::Many | Registers::Few if rows - row >= 2 => {
+                    self.block_of::<S, 2>(s, tile, row, at, scores, state)
+                }
+                _ => self.block_of::<S, 1>(s, tile, row, at, scores, state),
+            };
         }
     }
 
+    /// The same for `R` rows of the tile from `first` on.
     #[inline(always)]
     fn block_of<S: Simd, const R: usize>(
         &self,
@@ -222,7 +236,7 @@ impl<T: KvElement> Attention<'_, T> {
         (kv_head, block): (usize, usize),
         scores: &mut [f32],
         state: &mut State<'_>,
-    ) {
+    ) -> usize {
         let dim = self.heads.dim;
         let width = self.heads.qkv_width();
         let mut queries: [&[f32]; R] = [&[]; R];
@@ -261,8 +275,8 @@ impl<T: KvElement> Attention<'_, T> {
             let at = (tile.sequence, first_page, kv_head, most, column);
             column += LANES
                 * match S::REGISTERS {
-                    // With 4 rows, 16 sums.
-                    Registers::Many if left >= 4 => {
+                    // With 4 rows, 16 sums; with 8, too many.
+                    Registers::Many if left >= 4 && R <= 4 => {
                         self.weigh::<S, R, 4>(s, at, first, scores, state)
                     }
                     Registers::Many | Registers::Few if left >= 2 => {
@@ -271,6 +285,7 @@ impl<T: KvElement> Attention<'_, T> {
                     _ => self.weigh::<S, R, 1>(s, at, first, scores, state),
                 };
         }
+        R
     }
 
     /// `Σ p · v` of `V` vectors of columns, over the first `most` keys of a block. A row that sees
@@ -295,13 +310,15 @@ impl<T: KvElement> Attention<'_, T> {
                 weights_of[r] = &weights[r * KEY_BLOCK + start..][..keys];
             }
             for (key, values) in values.chunks_exact(stride).take(keys).enumerate() {
-                let (values, _) = values[column..][..V * LANES].as_chunks::<LANES>();
+                let (values, _) = values[column..].as_chunks::<LANES>();
                 let mut v = [s.splat(0.0); V];
                 for i in 0..V {
-                    v[i] = T::load(s, &values[i]);
+                    // SAFETY: the caller has found `V` vectors between `column` and the end.
+                    v[i] = T::load(s, unsafe { values.get_unchecked(i) });
                 }
                 for r in 0..R {
-                    let weight = s.splat(weights_of[r][key]);
+                    // SAFETY: each of these slices was cut to `keys`.
+                    let weight = s.splat(unsafe { *weights_of[r].get_unchecked(key) });
                     for i in 0..V {
                         sums[r][i] = s.fma(weight, v[i], sums[r][i]);
                     }
@@ -373,7 +390,8 @@ fn score_page<S: Simd, T: KvElement, const R: usize>(
     for (d, keys) in keys.chunks_exact(2).enumerate() {
         let keys = [T::load(s, &keys[0]), T::load(s, &keys[1])];
         for r in 0..R {
-            let q = s.splat(queries[r][d]);
+            // SAFETY: a query has `dim` elements, and the keys of a page are `dim` pairs of chunks.
+            let q = s.splat(unsafe { *queries[r].get_unchecked(d) });
             sums[r] = [s.fma(q, keys[0], sums[r][0]), s.fma(q, keys[1], sums[r][1])];
         }
     }
@@ -426,12 +444,8 @@ impl Cpu {
         let (mut blocks, mut keys) = (0, 0);
         for (sequence, pair) in starts.windows(2).enumerate() {
             let (first, end) = (pair[0] as usize * group, pair[1] as usize * group);
-            let mut next = first;
-            while next < end {
-                let first = next;
-                // 4, 2 or 1: the heights that kernels are compiled for.
-                let count = 1 << (end - first).min(TILE).ilog2();
-                next += count;
+            for first in (first..end).step_by(TILE) {
+                let count = (end - first).min(TILE);
                 let tokens = first / group..=(first + count - 1) / group;
                 let last = positions[tokens].iter().copied().max().unwrap_or(0) as usize;
                 let of_tile = last / KEY_BLOCK + 1;

@@ -5,7 +5,7 @@ use super::Cpu;
 use super::isa::Kernel;
 use super::memory::Memory;
 use super::pool::Disjoint;
-use super::simd::{LANES, Simd};
+use super::simd::{LANES, Registers, Simd};
 use std::time::Instant;
 
 /// The model of the processor, or its architecture where the system does not say.
@@ -51,7 +51,7 @@ impl Kernel for ReadAll<'_> {
     }
 }
 
-/// Dot products of one register's codes, over and over.
+/// Dot products with one register of codes, over and over.
 struct DotAll {
     rounds: usize,
 }
@@ -63,15 +63,29 @@ impl Kernel for DotAll {
     type Output = i32;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> i32 {
+        // Two sums of 16 bits and two of 32 for each chain are what AVX2 has registers for.
+        match S::REGISTERS {
+            Registers::Many => self.chains::<S, CHAINS>(s),
+            Registers::Few => self.chains::<S, 4>(s),
+            Registers::One => self.chains::<S, 1>(s),
+        }
+    }
+}
+
+impl DotAll {
+    #[inline(always)]
+    fn chains<S: Simd, const N: usize>(&self, s: S) -> i32 {
         let codes = s.plane::<0>(s.load_codes(std::hint::black_box(&[1; 64])));
-        let quad = std::hint::black_box([1, 0, 1, 0]);
-        let mut sums = [s.splat_i32(0); CHAINS];
-        for _ in 0..self.rounds {
-            for sum in &mut sums {
-                let partial = s.dot(s.begin(*sum), codes, quad);
-                let partial = s.dot(partial, codes, quad);
-                let partial = s.dot(partial, codes, quad);
-                *sum = s.finish(*sum, s.dot(partial, codes, quad));
+        let quads = [[[1, 0, 1, 0]; 4]; N];
+        let mut sums = [s.splat_i32(0); N];
+        for _ in 0..self.rounds * CHAINS / N {
+            // Activations of their own for each, from memory: no product can be used twice.
+            let quads = std::hint::black_box(&quads);
+            for (sum, quads) in sums.iter_mut().zip(quads) {
+                let partial = s.dot(s.begin(*sum), codes, quads[0]);
+                let partial = s.dot(partial, codes, quads[1]);
+                let partial = s.dot(partial, codes, quads[2]);
+                *sum = s.finish(*sum, s.dot(partial, codes, quads[3]));
             }
         }
         sums.into_iter().fold(0, |total, sum| total.wrapping_add(s.sum_i32(sum)))

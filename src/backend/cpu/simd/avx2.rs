@@ -271,6 +271,9 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn settle(self, _partial: &mut Self::Partial) {}
+
+    #[inline(always)]
     fn prefetch(self, address: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }

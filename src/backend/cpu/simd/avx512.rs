@@ -26,6 +26,16 @@ impl Avx512 {
     }
 }
 
+/// See [`Simd::settle`].
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn settled(mut partial: __m512i) -> __m512i {
+    unsafe {
+        std::arch::asm!("/* {0} */", inout(zmm_reg) partial, options(nostack, preserves_flags))
+    };
+    partial
+}
+
 impl Simd for Avx512 {
     type F = __m512;
     type I = __m512i;
@@ -183,6 +193,11 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn finish(self, _acc: Self::I, partial: Self::Partial) -> Self::I {
         partial
+    }
+
+    #[inline(always)]
+    fn settle(self, partial: &mut Self::Partial) {
+        unsafe { *partial = settled(*partial) }
     }
 
     #[inline(always)]

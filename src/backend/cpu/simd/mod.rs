@@ -101,6 +101,11 @@ pub(super) trait Simd: Copy + Send + Sync + 'static {
     /// `acc` plus the partial sum.
     fn finish(self, acc: Self::I, partial: Self::Partial) -> Self::I;
 
+    /// Emits nothing, and keeps the compiler from computing the sum later, or from loading sooner
+    /// what is loaded after this. Left alone it loads the four words of an activation together,
+    /// for all rows of a tile, and spills them.
+    fn settle(self, partial: &mut Self::Partial);
+
     /// Asks for the cache line at an address, which may be any.
     fn prefetch(self, address: *const u8);
 

@@ -151,5 +151,8 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn settle(self, _partial: &mut Self::Partial) {}
+
+    #[inline(always)]
     fn prefetch(self, _address: *const u8) {}
 }
