@@ -18,15 +18,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let params = SamplingParams { max_tokens: Some(50), seed: Some(1), ..model.defaults() };
     let mut out = std::io::stdout();
     for event in model.generate_text(&prompt, &params)? {
-        match event? {
-            TextEvent::Text(text) => {
-                write!(out, "{text}")?;
-                out.flush()?;
-            }
-            TextEvent::Done { usage, .. } => {
-                writeln!(out)?;
-                eprintln!("{} tokens", usage.generated);
-            }
+        let event = event?;
+        write!(out, "{}", event.text())?;
+        out.flush()?;
+        if let TextEvent::Done { usage, .. } = event {
+            writeln!(out)?;
+            eprintln!("{} tokens", usage.generated);
         }
     }
     Ok(())
