@@ -441,6 +441,27 @@ common::backend_tests! {
         assert_eq!(session.score(&[request(60, 4), request(64, 0)]).unwrap().len(), 2);
     }
 
+    fn a_long_prompt_can_be_given_up_between_its_steps<B>(open) {
+        let reserve = Reserve { step_tokens: 16, sequences: 4, ..roomy() };
+        let mut session = session(open(), &small_model(), reserve);
+        let prompt = Rng::new(5).tokens(40, small_model().config.vocabulary);
+        let params = SamplingParams { max_tokens: Some(3), ..SamplingParams::default() };
+        let expected = generate(&mut session, &prompt, &params).unwrap();
+        session.reset();
+
+        let mut given_up = session.generate(&prompt, &params).unwrap();
+        let first = given_up.next().unwrap().unwrap();
+        assert_eq!(first, Event::Prompt { done: 16, total: 40 });
+        drop(given_up);
+
+        let mut again = session.generate(&prompt, &params).unwrap();
+        assert_eq!(again.usage().cached, 16, "what had run is not run again");
+        assert_eq!(again.next().unwrap().unwrap(), Event::Prompt { done: 32, total: 40 });
+        assert!(matches!(again.next().unwrap().unwrap(), Event::Token(_)));
+        drop(again);
+        assert_eq!(generate(&mut session, &prompt, &params).unwrap(), expected);
+    }
+
     fn hidden_states_are_those_of_their_rows<B>(open) {
         let model = small_model();
         let hidden = model.config.hidden;

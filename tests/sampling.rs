@@ -270,6 +270,7 @@ fn a_seed_gives_one_answer_and_its_parts_all_count() {
         for event in session.generate(&[1, 2], &params).unwrap() {
             match event.unwrap() {
                 Event::Token(token) => tokens.push(token.id),
+                Event::Prompt { .. } => {}
                 Event::Done { usage, .. } => return (usage.seed, tokens),
                 other => panic!("{other:?}"),
             }
@@ -410,6 +411,7 @@ fn a_stop_token_ends_the_answer_and_is_not_part_of_it() {
         for event in session.generate(&[1], params).unwrap() {
             match event.unwrap() {
                 Event::Token(token) => tokens.push(token.id),
+                Event::Prompt { .. } => {}
                 Event::Done { reason, usage } => end = Some((reason, usage.generated)),
                 other => panic!("{other:?}"),
             }

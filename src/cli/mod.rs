@@ -82,6 +82,7 @@ impl Command {
 
 /// Runs the program and says how it ended.
 pub(crate) fn main() -> ExitCode {
+    print_only_real_panics();
     log_to_stderr();
     let result = parse(std::env::args_os().collect()).and_then(|cli| match cli {
         Some(cli) => cli.command.run(),
@@ -107,6 +108,16 @@ fn parse(args: Vec<OsString>) -> anyhow::Result<Option<Cli>> {
         }
         _ => Err(failure::from_clap(&error)),
     }
+}
+
+/// Keeps off stderr what the library is about to turn into an error.
+fn print_only_real_panics() {
+    let standard = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !trine::text::catching_panics() {
+            standard(panic);
+        }
+    }));
 }
 
 fn log_to_stderr() {

@@ -34,7 +34,8 @@ pub enum TextEvent {
     Text {
         /// The text that is certain now and was not before; often empty.
         text: String,
-        /// The token that was sampled; `None` for text that was held back until the end.
+        /// The token that was sampled; `None` while a long prompt runs, part by part, and for text
+        /// that was held back until the end.
         token: Option<Token>,
     },
     /// The end, exactly once and last.
@@ -112,6 +113,10 @@ impl Iterator for TextStream<'_> {
             State::Ended => return None,
         };
         Some(event.map(|event| match event {
+            Event::Prompt { .. } => {
+                self.state = State::Running;
+                TextEvent::Text { text: String::new(), token: None }
+            }
             Event::Token(token) => {
                 self.state = State::Running;
                 self.token(token)

@@ -99,6 +99,7 @@ pub(crate) fn generate(
     for event in session.generate(prompt, params)? {
         match event? {
             Event::Token(token) => tokens.push(token),
+            Event::Prompt { .. } => {}
             Event::Done { .. } => return Ok(tokens),
             other => panic!("no such event is known: {other:?}"),
         }
