@@ -1,2 +1,7 @@
-//! The binary.
-fn main() {}
+//! The `trine` program; everything is in `cli`.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

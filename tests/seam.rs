@@ -3,63 +3,24 @@
 
 mod common;
 
-use std::sync::Arc;
-
-use common::model::{RandomModel, awkward_models, roomy, small_model};
+use common::host::{HostBatch, upload_lanes, upload_samples};
+use common::model::{awkward_models, roomy, small_model};
 use common::rng::Rng;
 use common::run::{
     batch, bits, download, generate, ids, load, part, run_ops, sample_last, sampled_part,
     score_all, session, step, upload,
 };
-use common::toy::{Control, Mode, Spoil, Toy};
-use trine::backend::check::Checked;
+use common::toy::{Mode, Toy};
+use common::workload::{greedy, greedy_row, sampled, workload};
 use trine::backend::reference::Reference;
 use trine::backend::{Backend, LogitUse, NONE, Record, StepKey, ops};
-use trine::engine::score::{ScoreRequest, Scored};
-use trine::engine::session::Token;
+use trine::engine::score::ScoreRequest;
 use trine::engine::{SamplingParams, Session};
 use trine::error::RunError;
 use trine::model::activations::Reserve;
 use trine::model::batch::{BatchSequence, Purpose, RowOptions};
-use trine::model::executor::{Executor, StepExecutor};
+use trine::model::executor::StepExecutor;
 use trine::model::weights::WeightSource;
-
-fn sampled(max_tokens: usize) -> SamplingParams {
-    SamplingParams {
-        temperature: 0.8,
-        top_k: 20,
-        repetition_penalty: 1.2,
-        frequency_penalty: 0.3,
-        logit_bias: vec![(1, 0.5)],
-        seed: Some(11),
-        logprobs: Some(3),
-        max_tokens: Some(max_tokens),
-        ..SamplingParams::default()
-    }
-}
-
-fn greedy(max_tokens: usize) -> SamplingParams {
-    SamplingParams { max_tokens: Some(max_tokens), ..SamplingParams::default() }
-}
-
-/// Prompts of several lengths, greedy and sampled, some of which share a prefix, then scores.
-fn workload(session: &mut Session) -> (Vec<Vec<Token>>, Vec<Scored>) {
-    let vocabulary = session.config().vocabulary;
-    let prompt = Rng::new(5).tokens(90, vocabulary);
-    let answers = [(5, greedy(6)), (40, sampled(8)), (90, greedy(3)), (37, sampled(4))]
-        .into_iter()
-        .map(|(len, params)| generate(session, &prompt[..len], &params).unwrap())
-        .collect();
-    let requests: Vec<ScoreRequest> = [1, 2, 31, 33, 70]
-        .map(|len| ScoreRequest {
-            ids: prompt[..len].to_vec(),
-            greedy: 2,
-            logits: true,
-            score_from: Some(1),
-        })
-        .into();
-    (answers, session.score(&requests).unwrap())
-}
 
 /// Some lanes that each bring a prompt in one step and then decode together.
 fn batched(executor: &mut dyn StepExecutor, lanes: usize, options: &RowOptions) -> Vec<Vec<u32>> {
@@ -147,11 +108,6 @@ fn work_is_enqueued_not_called() {
     assert_eq!(ids(&expected), tokens);
     let nothing = executor.collect().unwrap_err();
     assert!(matches!(nothing, RunError::Exhausted { what: "steps to collect", .. }), "{nothing}");
-}
-
-/// Options of a row that is plainly greedy.
-fn greedy_row() -> ops::SampleRow {
-    ops::SampleRow { repetition_penalty: 1.0, top_p: 1.0, ..ops::SampleRow::default() }
 }
 
 #[test]
@@ -314,155 +270,6 @@ fn a_fault_of_any_op_reaches_the_caller_and_the_next_answer_is_right() {
     assert_eq!(answer(&mut session).unwrap(), expected);
 }
 
-/// A model on a toy whose every op is checked, and what can make the toy wrong.
-fn checked(model: &RandomModel) -> (Executor<Checked<Toy>>, Arc<Control>) {
-    let toy = Toy::with(Mode::Eager);
-    let control = toy.control();
-    (load(Checked::new(toy), model, roomy()), control)
-}
-
-#[test]
-fn a_toy_passes_every_check() {
-    for model in awkward_models() {
-        let expected = workload(&mut session(Reference::new(), &model, roomy()));
-        let found = workload(&mut session(Checked::new(Toy::with(Mode::Eager)), &model, roomy()));
-        assert_eq!(expected, found);
-    }
-}
-
-/// One wrong element in one output of each op of a step is reported with the op's name, its place
-/// in the step, the output and the element.
-#[test]
-fn one_wrong_element_is_named() {
-    let model = small_model();
-    let (hidden, ffn) = (model.config.hidden, model.config.ffn);
-    let head = 1 + 10 * model.config.layers;
-    // What is spoiled: op, output, element, ops of this name before it. Its place in the step: the
-    // second layer starts at op 11.
-    let planted = [
-        ("embed", "output", 2 * hidden, 0, 0),
-        ("embed", "history", 1, 0, 0),
-        ("rms_norm_quantize", "values", 3, 0, 1),
-        ("rms_norm_quantize", "values", 256 + hidden, 3, 11), // beyond the row's end
-        ("rms_norm_quantize", "scales", 2, 1, 5),
-        ("rms_norm_quantize", "sums", 0, 2, 7),
-        ("ternary_matmul", "output", 0, 0, 2),
-        ("ternary_matmul", "output", 2 * hidden + 1, 1, 6),
-        ("ternary_matmul", "output", 2 * ffn, 6, 18),
-        ("ternary_matmul", "output", hidden - 1, 7, 20),
-        ("rope_append_kv", "queries", 1, 1, 13),
-        ("paged_attention", "output", 5, 0, 4),
-        ("gate_norm_quantize", "values", ffn - 1, 0, 9),
-        ("gate_norm_quantize", "scales", 1, 1, 19),
-        ("gate_norm_quantize", "sums", 2, 1, 19),
-        ("lm_head", "normed", 0, 0, head),
-        ("lm_head", "logits", 60, 0, head),
-        ("sample", "tokens", 0, 0, head + 1),
-        ("sample", "sampled", 0, 0, head + 1),
-        ("sample", "logprobs", 0, 0, head + 1),
-        ("sample", "top_tokens", 1, 0, head + 1),
-        ("sample", "top_logprobs", 1, 0, head + 1),
-        ("score", "logprobs", 1, 0, head + 1),
-    ];
-    for (op, output, element, skip, place) in planted {
-        let spoil = Spoil { op, output, element, skip };
-        let error = run_spoiled(&model, spoil);
-        let RunError::Disagrees { op: named, index, output: named_output, element: at, .. } = error
-        else {
-            panic!("{spoil:?}: {error}");
-        };
-        assert_eq!((named, index, named_output), (op, place, output), "{spoil:?}");
-        // Queries are compared without the keys and values between them.
-        assert_eq!(at, element, "{spoil:?}");
-    }
-}
-
-/// What goes into the cache cannot be read back; attention answers for it.
-#[test]
-fn a_wrong_value_in_the_cache_is_named_by_attention() {
-    let spoil = Spoil { op: "rope_append_kv", output: "values", element: 1, skip: 0 };
-    let error = run_spoiled(&small_model(), spoil);
-    assert!(
-        matches!(error, RunError::Disagrees { op: "paged_attention", index: 4, .. }),
-        "{error}"
-    );
-}
-
-fn run_spoiled(model: &RandomModel, spoil: Spoil) -> RunError {
-    let (mut executor, control) = checked(model);
-    let tokens = [4, 8, 12];
-    let fresh = part(0, 0, &tokens, &[0]);
-    let run = |executor: &mut Executor<Checked<Toy>>| {
-        if spoil.op == "score" {
-            return step(executor, vec![score_all(fresh.clone(), &tokens)], Purpose::Score);
-        }
-        let options =
-            RowOptions { row: ops::SampleRow { logprobs: 2, ..greedy_row() }, biases: vec![] };
-        let sequences = vec![sample_last(fresh.clone(), &options)];
-        step(executor, sequences, Purpose::Sample { logprobs: true })
-    };
-    run(&mut executor).expect("nothing is wrong yet");
-    control.plant(spoil);
-    let error = run(&mut executor).expect_err("a wrong element");
-    assert!(!control.fault_is_planted());
-    run(&mut executor).expect("it was wrong once");
-    error
-}
-
-/// The outputs that no step of these models asks for.
-#[test]
-fn one_wrong_element_is_named_in_ops_by_themselves() {
-    let planted = [
-        ("rms_norm", "output", 4),
-        ("rms_norm_quantize", "normed", 5),
-        ("gate_norm_quantize", "normed", 3),
-    ];
-    for (op, output, element) in planted {
-        let toy = Toy::with(Mode::Eager);
-        let control = toy.control();
-        let mut backend = Checked::new(toy);
-        run_norms(&mut backend).unwrap();
-        control.plant(Spoil { op, output, element, skip: 0 });
-        let error = run_norms(&mut backend).unwrap_err();
-        let RunError::Disagrees { op: named, output: named_output, element: at, .. } = error else {
-            panic!("{op}: {error}");
-        };
-        assert_eq!((named, named_output, at), (op, output, element));
-    }
-}
-
-fn run_norms<B: Backend>(backend: &mut B) -> Result<(), RunError> {
-    let mut rng = Rng::new(1);
-    let (rows, width) = (2, 5);
-    let gate_up = upload(backend, &rng.normals(rows * 2 * width, 1.0));
-    let gain = upload(backend, &rng.normals(width, 1.0));
-    let (mut output, mut normed) = (upload(backend, &[0f32; 10]), upload(backend, &[0f32; 10]));
-    let mut quantized = ops::allocate_quantized(backend, "test values", rows, width).unwrap();
-    let norm = ops::Norm { gain: &gain, eps: 1e-5 };
-    run_ops(backend, &mut |r| {
-        let (gather, first, input) = (None, 0, &gate_up);
-        let output = &mut output;
-        r.rms_norm(ops::RmsNorm { rows, width, input, gather, first, norm, output })?;
-        r.rms_norm_quantize(ops::RmsNormQuantize {
-            rows,
-            width,
-            input,
-            norm: Some(norm),
-            quantized: &mut quantized,
-            normed: Some(&mut normed),
-        })?;
-        r.gate_norm_quantize(ops::GateNormQuantize {
-            rows,
-            width,
-            gate_up: &gate_up,
-            activation: ops::Activation::Silu,
-            norm: Some(norm),
-            quantized: &mut quantized,
-            normed: Some(&mut normed),
-        })
-    })
-}
-
 /// The one way in which a bucket can touch a result: a pass of the head that holds padding alone
 /// must not take the place of the pass whose rows are wanted.
 #[test]
@@ -509,15 +316,9 @@ fn buckets_stay_within_the_reserve() {
     assert_eq!(tokens[0].len(), 5);
 }
 
-/// Padding rows of the ops whose rows come from the step's inputs, on buffers full of garbage.
-#[test]
-fn padding_rows_write_zeros_and_touch_nothing_else() {
-    common::on_every_backend(&PaddingRows);
-}
-
-struct PaddingRows;
-impl common::Body for PaddingRows {
-    fn run<B: Backend>(&self, open: &dyn Fn() -> B) {
+common::backend_tests! {
+    /// Padding rows of the ops whose rows come from the step's inputs, on buffers full of garbage.
+    fn padding_rows_write_zeros_and_touch_nothing_else<B>(open) {
         let model = small_model();
         let mut backend = open();
         let garbage = [f32::NAN; 6];
@@ -529,34 +330,19 @@ impl common::Body for PaddingRows {
         let values: Vec<f32> = (1..=6).map(|x| x as f32).collect();
         let table = common::model::host_table(2, 3, model.embedding, &values);
         let table = backend.load_table(table).unwrap();
-        let mut lanes = ops::Lanes {
-            history: upload(&mut backend, &[77u32; 4]),
-            context: 4,
-            sampled: upload(&mut backend, &[88u32]),
-        };
-        let mut samples = ops::Samples {
-            tokens: upload(&mut backend, &[5u32; 2]),
-            logprobs: upload(&mut backend, &[5f32; 2]),
-            top_tokens: upload(&mut backend, &[5u32; 40]),
-            top_logprobs: upload(&mut backend, &[5f32; 40]),
-        };
+        let mut lanes = upload_lanes(&mut backend, &[77; 4], 4, &[88]);
+        let mut samples = upload_samples(&mut backend, 2);
         let padding = ops::SampleRow { lane: NONE, ..ops::SampleRow::default() };
-        let batch = ops::Batch {
-            tokens: upload(&mut backend, &[NONE, NONE]),
-            positions: upload(&mut backend, &[0u32, 0]),
-            sequences: upload(&mut backend, &[0u32, 0]),
-            slots: upload(&mut backend, &[NONE, NONE]),
-            query_starts: upload(&mut backend, &[0u32, 0]),
-            kv_lens: upload(&mut backend, &[0u32]),
-            page_table: upload(&mut backend, &[0u32]),
-            max_pages: 1,
-            lanes: upload(&mut backend, &[0u32]),
-            logit_rows: upload(&mut backend, &[NONE, NONE]),
-            targets: upload(&mut backend, &[NONE, NONE]),
-            sample_rows: upload(&mut backend, &[padding; 2]),
-            bias_tokens: upload(&mut backend, &[0u32]),
-            bias_values: upload(&mut backend, &[0f32]),
+        let batch = HostBatch {
+            tokens: vec![NONE; 2],
+            positions: vec![0; 2],
+            sequences: vec![0; 2],
+            lanes: vec![0],
+            logit_rows: vec![NONE; 2],
+            sample_rows: vec![padding; 2],
+            ..HostBatch::default()
         };
+        let batch = batch.upload(&mut backend);
         run_ops(&mut backend, &mut |r| {
             r.embed(ops::Embed {
                 rows: 2,

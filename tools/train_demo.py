@@ -17,7 +17,6 @@ import copy
 import json
 import math
 import random
-import re
 import time
 from pathlib import Path
 
@@ -43,16 +42,8 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ 'JULIET:\\n' }}{% endif %}"
 )
-SHAPE = dict(
-    hidden_size=256,
-    intermediate_size=768,
-    num_hidden_layers=6,
-    num_attention_heads=8,
-    num_key_value_heads=4,
-    max_position_embeddings=256,
-    rope_theta=10000.0,
-    rms_norm_eps=1e-5,
-)
+SHAPE = dict(hidden_size=256, intermediate_size=640, num_hidden_layers=5, num_attention_heads=8, num_key_value_heads=2)
+SHAPE |= dict(max_position_embeddings=512, rope_theta=10000.0, rms_norm_eps=1e-5)
 
 
 # ---------------------------------------------------------------------------- text
@@ -146,14 +137,14 @@ class DroppedMerges:
         return tokens, speech_end
 
 
-def windows(corpus, context, special, args, rng, progress):
-    """Endless shuffled training windows: BOS, then text from any point. `progress()` says how far we are.
+def windows(corpus, context, special, args, rng, anneal):
+    """Endless shuffled training windows: BOS, then text from any point.
 
+    Respelling fades with the learning rate (`anneal()`), for the score is of the canonical spelling.
     A few windows are in chat form, with <|eot_id|> after each speech, so that a chat reply ends.
     """
     while True:
-        share = args.respell * min(1.0, 2 * (1 - progress()))
-        tokens, speech_end = corpus.draw(rng, share)
+        tokens, speech_end = corpus.draw(rng, args.respell * anneal())
         offset = int(rng.integers(0, context))
         for start in rng.permutation(np.arange(offset, len(tokens) - context, context)):
             window = tokens[start : start + context]
@@ -194,28 +185,24 @@ class TernaryLinear(torch.autograd.Function):
 
 
 class BitLinear(nn.Module):
-    """Projections that share their input, each ternary with its own scale."""
+    """Projections that share their input, fused; each is ternary with a scale of its own."""
 
-    def __init__(self, inputs, **outputs):
+    def __init__(self, inputs, **sizes):
         super().__init__()
-        self.outputs = outputs
-        self.weight = nn.Parameter(torch.randn(sum(outputs.values()), inputs) * 0.5 * inputs**-0.5)
+        self.sizes = sizes
+        self.weight = nn.Parameter(torch.randn(sum(sizes.values()), inputs) * 0.5 * inputs**-0.5)
         self.fixed = None  # (codes, scale) of an exported checkpoint
-        self.float = False
 
-    def parts(self):
-        return zip(self.outputs, self.weight.split(list(self.outputs.values())))
+    def parts(self, fused, dim=0):
+        return fused.split(list(self.sizes.values()), dim=dim)
 
+    @torch.no_grad()
     def quantized(self):
-        with torch.no_grad():
-            codes, scales = zip(*(ternarize(w) for _, w in self.parts()))
-            return torch.cat(codes), torch.cat([s.expand(len(c)) for c, s in zip(codes, scales)])
+        codes, scales = zip(*(ternarize(w) for w in self.parts(self.weight)))
+        return torch.cat(codes), torch.cat([s.expand(len(c)) for c, s in zip(codes, scales)])
 
     def forward(self, x):
-        if self.float:
-            return F.linear(x, self.weight).split(list(self.outputs.values()), dim=-1)
-        y = TernaryLinear.apply(x, self.weight, *(self.fixed or self.quantized()))
-        return y.split(list(self.outputs.values()), dim=-1)
+        return self.parts(TernaryLinear.apply(x, self.weight, *(self.fixed or self.quantized())), dim=-1)
 
 
 class RmsNorm(nn.Module):
@@ -259,12 +246,16 @@ class Layer(nn.Module):
     def drop(self, x):
         return F.dropout(x, self.dropout, self.training)
 
+    def attend(self, q, k, v, cos, sin):
+        q = rotate(q.unflatten(-1, (self.heads, -1)).transpose(1, 2), cos, sin)
+        k = rotate(k.unflatten(-1, (self.kv_heads, -1)).transpose(1, 2), cos, sin)
+        v = v.unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
+        k, v = (t.repeat_interleave(self.heads // self.kv_heads, dim=1) for t in (k, v))
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+
     def forward(self, h, cos, sin):
-        q, k, v = self.qkv(self.input_layernorm(h))
-        q, k, v = (t.unflatten(-1, (n, -1)).transpose(1, 2) for t, n in ((q, self.heads), (k, self.kv_heads), (v, self.kv_heads)))
-        k, v = (t.repeat_interleave(self.heads // self.kv_heads, dim=1) for t in (rotate(k, cos, sin), v))
-        o = F.scaled_dot_product_attention(rotate(q, cos, sin), k, v, is_causal=True)
-        (o,) = self.o(self.attn_sub_norm(o.transpose(1, 2).flatten(2)))
+        o = self.attend(*self.qkv(self.input_layernorm(h)), cos, sin)
+        (o,) = self.o(self.attn_sub_norm(o))
         h = h + self.drop(o)
         gate, up = self.gate_up(self.post_attention_layernorm(h))
         (m,) = self.down(self.ffn_sub_norm(F.relu(gate).square() * up))
@@ -297,11 +288,11 @@ class Model(nn.Module):
 
 
 def orthogonalize(g):
-    """The nearest (semi-)orthogonal matrix, nearly: five Newton-Schulz steps with Muon's coefficients."""
+    """The nearest (semi-)orthogonal matrix, nearly: four Newton-Schulz steps with Muon's coefficients."""
     tall = g.shape[-2] > g.shape[-1]
     x = g.mT if tall else g
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(5):
+    for _ in range(4):
         a = x @ x.mT
         x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
     return x.mT if tall else x
@@ -315,6 +306,12 @@ class Muon:
         self.momentum = momentum
         self.state = [torch.zeros_like(linear.weight) for linear in self.linears]
 
+    def state_dict(self):
+        return self.state
+
+    def load_state_dict(self, state):
+        self.state = state
+
     @torch.no_grad()
     def step(self, lr, weight_decay):
         for linear, m in zip(self.linears, self.state):
@@ -322,14 +319,29 @@ class Muon:
             m.lerp_(g, 1 - self.momentum)
             update = g.lerp(m, self.momentum)
             linear.weight.mul_(1 - lr * weight_decay)
-            sizes = list(linear.outputs.values())
-            for w, u in zip(linear.weight.split(sizes), update.split(sizes)):
+            for w, u in zip(linear.parts(linear.weight), linear.parts(update)):
                 w.add_(orthogonalize(u), alpha=-lr * 0.2 * max(u.shape) ** 0.5)
 
 
-def schedule(progress, warmup=0.03):
-    """Linear warm-up, then a straight line to zero."""
-    return min(1.0, progress / warmup) * (1 - progress)
+def schedule(step, steps, warmup=60, decay=0.5):
+    """(rate, anneal): linear warm-up, full rate, then straight to zero over the last `decay` of the run."""
+    anneal = min(1.0, (steps - step) / (decay * steps))
+    return min(1.0, (step + 1) / warmup) * anneal, anneal
+
+
+@torch.no_grad()
+def follow(average, model, keep):
+    """Exponential moving average of the master weights."""
+    for a, p in zip(average.parameters(), model.parameters()):
+        a.lerp_(p, 1 - keep)
+
+
+def resume(path, parts):
+    """Take up a saved run while its learning rate was still at the top; returns the steps done."""
+    state = torch.load(path)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return state["step"]
 
 
 def train(args, config, tokenizer, text, validation):
@@ -344,38 +356,43 @@ def train(args, config, tokenizer, text, validation):
     rest = [p for p in model.parameters() if id(p) not in ternary]
     adam = torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0)
 
-    started, step, progress = time.time(), 0, 0.0
-    stream = windows(corpus, config["max_position_embeddings"], special, args, rng, lambda: progress)
+    started, step, steps, anneal, losses = time.time(), 0, args.steps, 1.0, []
+    context = config["max_position_embeddings"]
+    stream = windows(corpus, context, special, args, rng, lambda: anneal)
+    parts = dict(model=model, average=average, muon=muon, adam=adam)
+    if args.resume:
+        step = resume(args.resume, parts)
+        torch.manual_seed(args.seed + step)
+        for _ in range(step * args.batch):
+            next(stream)
     run = torch.compile(model, dynamic=False) if args.compile else model
-    seen, losses = 0, []
-    while progress < 1:
+    while step < steps:
+        rate, anneal = schedule(step, steps)
         batch = torch.from_numpy(np.stack([next(stream) for _ in range(args.batch)]))
-        for m in muon.linears: m.float = progress < args.float_until
-        logits = run(batch[:, :-1])
-        loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+        loss = F.cross_entropy(run(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
         loss.backward()
-        rate = schedule(progress)
         muon.step(args.lr * rate, args.weight_decay)
         nn.utils.clip_grad_norm_(rest, 1.0)
         for group in adam.param_groups:
             group["lr"] = args.adam_lr * rate
         adam.step()
         model.zero_grad(set_to_none=True)
-        step, seen = step + 1, seen + batch.numel()
-        elapsed = time.time() - started
-        progress = elapsed / (60 * args.minutes) if args.minutes else step / args.steps
-        with torch.no_grad():
-            keep = min(args.average, 1 - 1 / step)
-            for a, p in zip(average.parameters(), model.parameters()):
-                a.lerp_(p, 1 - keep)
+        step += 1
+        follow(average, model, min(args.average, 1 - 1 / step))
         losses.append(loss.item())
-        if step % args.report == 0 or progress >= 1:
-            line = f"step {step} {progress:.3f} {elapsed:.0f}s {seen / elapsed:.0f} tok/s train {np.mean(losses[-100:]):.4f}"
+        elapsed = time.time() - started
+        if args.minutes:
+            steps = max(step, round(step * 60 * args.minutes / elapsed))
+        if step % args.report == 0 or step >= steps:
+            line = f"step {step}/{steps} {elapsed:.0f} s, {step * args.batch * context / elapsed:.0f} tokens/s"
+            line += f", training loss {np.mean(losses[-args.report:]):.4f} nats per token"
             if validation:
-                line += f" validation {score(from_tensors(config, exported_tensors(average)), tokenizer, validation)['bits_per_byte']:.4f}"
+                exported = from_tensors(config, exported_tensors(average))
+                line += f", validation {score(exported, tokenizer, validation)['bits_per_byte']:.4f} bits per byte"
             print(line, flush=True)
             export(average, tokenizer, args.out)
-    return average
+            if args.state:
+                torch.save(dict(step=step) | {name: part.state_dict() for name, part in parts.items()}, args.state)
 
 
 # ---------------------------------------------------------------------------- export
@@ -391,63 +408,52 @@ def unpack(packed):
     return torch.cat([(packed >> shift & 3).float() - 1 for shift in (0, 2, 4, 6)])
 
 
-def module_prefix(name):
-    """Where transformers keeps a projection inside a layer."""
-    return "self_attn" if name[0] in "qkvo" else "mlp"
-
-
-def exported_tensors(model):
-    tensors = {"model.embed_tokens.weight": model.embed_tokens.weight, "model.norm.weight": model.norm.weight}
+def float_tensors(model):
+    """(name in the file, parameter) of everything that stays in bf16."""
+    yield "model.embed_tokens.weight", model.embed_tokens.weight
+    yield "model.norm.weight", model.norm.weight
     for i, layer in enumerate(model.layers):
-        at = f"model.layers.{i}"
-        tensors[f"{at}.input_layernorm.weight"] = layer.input_layernorm.weight
-        tensors[f"{at}.post_attention_layernorm.weight"] = layer.post_attention_layernorm.weight
-        tensors[f"{at}.self_attn.attn_sub_norm.weight"] = layer.attn_sub_norm.weight
-        tensors[f"{at}.mlp.ffn_sub_norm.weight"] = layer.ffn_sub_norm.weight
+        yield f"model.layers.{i}.input_layernorm.weight", layer.input_layernorm.weight
+        yield f"model.layers.{i}.post_attention_layernorm.weight", layer.post_attention_layernorm.weight
+        yield f"model.layers.{i}.self_attn.attn_sub_norm.weight", layer.attn_sub_norm.weight
+        yield f"model.layers.{i}.mlp.ffn_sub_norm.weight", layer.ffn_sub_norm.weight
+
+
+def ternary_linears(model):
+    """(names in the file, linear) of the fused projections."""
+    for i, layer in enumerate(model.layers):
         for linear in (layer.qkv, layer.o, layer.gate_up, layer.down):
-            for name, weight in linear.parts():
-                codes, scale = ternarize(weight)
-                tensors[f"{at}.{module_prefix(name)}.{name}.weight"] = pack(codes)
-                tensors[f"{at}.{module_prefix(name)}.{name}.weight_scale"] = scale.reshape(1)
-    return {k: (t if t.dtype == torch.uint8 else t.bfloat16()).detach().contiguous() for k, t in tensors.items()}
+            place = "self_attn" if linear in (layer.qkv, layer.o) else "mlp"
+            yield [f"model.layers.{i}.{place}.{name}" for name in linear.sizes], linear
+
+
+@torch.no_grad()
+def exported_tensors(model):
+    tensors = {name: parameter.bfloat16().clone() for name, parameter in float_tensors(model)}
+    for names, linear in ternary_linears(model):
+        for name, weight in zip(names, linear.parts(linear.weight)):
+            codes, scale = ternarize(weight)
+            tensors[f"{name}.weight"] = pack(codes)
+            tensors[f"{name}.weight_scale"] = scale.bfloat16().reshape(1)
+    return tensors
 
 
 def export(model, tokenizer, folder):
     """Write the packed Hugging Face folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    c = model.config
+    context = model.config["max_position_embeddings"]
     bos, eos, eot = (tokenizer.token_to_id(s) for s in SPECIALS)
-    config = dict(
-        architectures=["BitNetForCausalLM"],
-        model_type="bitnet",
-        **c,
-        hidden_act="relu2",
-        attention_bias=False,
-        attention_dropout=0.0,
-        tie_word_embeddings=True,
-        use_cache=True,
-        bos_token_id=bos,
-        eos_token_id=eos,
-        torch_dtype="bfloat16",
-        quantization_config=dict(
-            quant_method="bitnet",
-            linear_class="autobitlinear",
-            quantization_mode="offline",
-            modules_to_not_convert=["lm_head"],
-        ),
-    )
-    tokenizer_config = dict(
-        tokenizer_class="PreTrainedTokenizerFast",
-        bos_token=BOS,
-        eos_token=EOS,
-        add_bos_token=True,
-        clean_up_tokenization_spaces=False,
-        model_max_length=c["max_position_embeddings"],
-        chat_template=CHAT_TEMPLATE,
-    )
-    generation = dict(bos_token_id=bos, eos_token_id=[eos, eot], do_sample=True, temperature=0.8, top_k=50, top_p=0.95)
-    for name, content in (("config", config), ("tokenizer_config", tokenizer_config), ("generation_config", generation)):
+    quantization = dict(quant_method="bitnet", linear_class="autobitlinear", quantization_mode="offline")
+    config = dict(architectures=["BitNetForCausalLM"], model_type="bitnet", **model.config, hidden_act="relu2")
+    config |= dict(attention_bias=False, tie_word_embeddings=True, bos_token_id=bos, eos_token_id=eos)
+    config |= dict(torch_dtype="bfloat16", quantization_config=quantization | {"modules_to_not_convert": ["lm_head"]})
+    tokenizer_config = dict(tokenizer_class="PreTrainedTokenizerFast", bos_token=BOS, eos_token=EOS, add_bos_token=True)
+    tokenizer_config |= dict(clean_up_tokenization_spaces=False, model_max_length=context, chat_template=CHAT_TEMPLATE)
+    generation_config = dict(bos_token_id=bos, eos_token_id=[eos, eot], do_sample=True)
+    generation_config |= dict(temperature=0.8, top_k=50, top_p=0.95)
+    jsons = dict(config=config, tokenizer_config=tokenizer_config, generation_config=generation_config)
+    for name, content in jsons.items():
         (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
     (folder / "model.safetensors").write_bytes(save(exported_tensors(model), metadata={"format": "pt"}))
@@ -459,20 +465,13 @@ def export(model, tokenizer, folder):
 def from_tensors(config, tensors):
     """The model of an exported folder: the file's codes, scales and bf16 values, and no master weights."""
     model = Model(config).eval().requires_grad_(False)
-    model.embed_tokens.weight.copy_(tensors["model.embed_tokens.weight"])
-    model.norm.weight.copy_(tensors["model.norm.weight"])
-    for i, layer in enumerate(model.layers):
-        at = f"model.layers.{i}"
-        layer.input_layernorm.weight.copy_(tensors[f"{at}.input_layernorm.weight"])
-        layer.post_attention_layernorm.weight.copy_(tensors[f"{at}.post_attention_layernorm.weight"])
-        layer.attn_sub_norm.weight.copy_(tensors[f"{at}.self_attn.attn_sub_norm.weight"])
-        layer.ffn_sub_norm.weight.copy_(tensors[f"{at}.mlp.ffn_sub_norm.weight"])
-        for linear in (layer.qkv, layer.o, layer.gate_up, layer.down):
-            names = [f"{at}.{module_prefix(n)}.{n}" for n in linear.outputs]
-            codes = [unpack(tensors[f"{n}.weight"]) for n in names]
-            scales = [tensors[f"{n}.weight_scale"].float().expand(len(c)) for n, c in zip(names, codes)]
-            linear.fixed = torch.cat(codes), torch.cat(scales)
-            linear.weight = None
+    for name, parameter in float_tensors(model):
+        parameter.copy_(tensors[name])
+    for names, linear in ternary_linears(model):
+        codes = [unpack(tensors[f"{name}.weight"]) for name in names]
+        scales = [tensors[f"{name}.weight_scale"].float().expand(len(c)) for name, c in zip(names, codes)]
+        linear.fixed = torch.cat(codes), torch.cat(scales)
+        linear.weight = None
     return model
 
 
@@ -539,19 +538,20 @@ def arguments():
     p.add_argument("--transformers", action="store_true", help="with --eval-only: through transformers")
     p.add_argument("--context", type=int, help="with --eval-only: window length (default: the model's)")
     p.add_argument("--seed", type=int, default=1)
-    p.add_argument("--steps", type=int, default=4000)
+    p.add_argument("--steps", type=int, default=2000)
     p.add_argument("--minutes", type=float, help="train for this long instead (not reproducible)")
+    p.add_argument("--state", metavar="FILE", help="save the run here at every report")
+    p.add_argument("--resume", metavar="FILE", help="go on from a saved run")
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--compile", action="store_true", help="use torch.compile (faster; needs a C++ compiler)")
     p.add_argument("--validation", type=float, default=0.0, help="share of the training text to hold back for tuning")
-    p.add_argument("--report", type=int, default=250, help="export, and score the validation text, this often")
-    p.add_argument("--batch", type=int, default=16)
+    p.add_argument("--report", type=int, default=100, help="export, and score the validation text, this often")
+    p.add_argument("--batch", type=int, default=8)
     p.add_argument("--lr", type=float, default=0.01, help="Muon, for ternary weights")
     p.add_argument("--adam-lr", type=float, default=0.003, help="AdamW, for embedding and norms")
     p.add_argument("--weight-decay", type=float, default=0.1)
-    p.add_argument("--dropout", type=float, default=0.1)
+    p.add_argument("--dropout", type=float, default=0.05)
     p.add_argument("--average", type=float, default=0.99)
-    p.add_argument("--float-until", type=float, default=0.0)
     p.add_argument("--vocab", type=int, default=1024)
     p.add_argument("--respell", type=float, default=0.5)
     p.add_argument("--drop-merges", type=float, default=0.1)

@@ -262,7 +262,7 @@ pub type RecordStep<'a, B> =
     dyn for<'r> FnMut(&mut <B as Backend>::Recorder<'r>) -> Result<(), RunError> + 'a;
 
 /// The ops of a step, in the order they take effect. The formula of each is at its argument
-/// struct in [`ops`]; [`reference`] is the same as code.
+/// struct in [`ops`]; [`reference`](mod@reference) is the same as code.
 ///
 /// An op whose arguments do not fit each other answers [`RunError::Shape`]; the check is each
 /// argument struct's `check` where there is one.

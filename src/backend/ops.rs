@@ -10,8 +10,9 @@ use crate::error::RunError;
 ///
 /// For a row `x` of f32: `s = 127 / max(max |x_i|, 1e-5)`, `q_i = clamp(round_half_even(x_i · s),
 /// −128, 127)`; the value meant is `q_i / s`. (BitNet b1.58, arXiv 2402.17764, section 2, with the
-/// constants of transformers' `ActQuant`.) Where a value of the row is NaN or infinite, `s` is NaN:
-/// every product of the row is then NaN, so that the fault reaches the logits and is reported.
+/// constants of transformers' `ActQuant`.) Where a value of the row is NaN or infinite, `s` is NaN
+/// and `q` zeros: every product of the row is then NaN, so that the fault reaches the logits and is
+/// reported.
 #[repr(C)] // so that `check` may view a checked backend's struct as the inner backend's
 pub struct Quantized<B: Backend> {
     /// `q`, row `t` at `t · quantized_stride(width)`, zero beyond the width.
@@ -351,15 +352,18 @@ pub struct Samples<B: Backend> {
     /// `[R]` the token; [`NONE`](super::NONE) where a logit of the row is NaN or infinite, and for
     /// padding.
     pub tokens: B::Buffer<u32>,
-    /// `[R]` its log-probability under the unmodified logits.
+    /// `[R]` its log-probability under the unmodified logits, where that is asked for; NaN where a
+    /// logit is not finite, 0 for padding.
     pub logprobs: B::Buffer<f32>,
-    /// `[R × MAX_LOGPROBS]` the likeliest tokens under the unmodified logits, best first.
+    /// `[R × MAX_LOGPROBS]` the likeliest tokens under the unmodified logits, best first, as many as
+    /// the row asks for; then [`NONE`](super::NONE).
     pub top_tokens: B::Buffer<u32>,
-    /// `[R × MAX_LOGPROBS]` their log-probabilities.
+    /// `[R × MAX_LOGPROBS]` their log-probabilities; then 0.
     pub top_logprobs: B::Buffer<f32>,
 }
 
-/// Picks a token for each logit row of a pass, into `samples[first + r]` and `sampled[lane]`.
+/// Picks a token for each logit row of a pass, into `samples[first + r]` and `sampled[lane]`;
+/// [`NONE`](super::NONE) into both where a logit of the row is NaN or infinite.
 ///
 /// Greedy takes the highest logit, the lowest token among equals. Otherwise, for row `r` with
 /// options `o`, in this order (vLLM's):

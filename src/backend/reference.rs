@@ -4,6 +4,8 @@
 //! [`Reference`] is a [`Backend`] made of them. Exact where the contract is exact (integers, the
 //! quantisation's rounding); elsewhere a backend is compared with it within a tolerance.
 
+use std::cmp::Ordering;
+
 use super::ops::{self, Activation, Epilogue, Heads, SampleRow};
 use super::random::gumbel;
 use super::{
@@ -29,7 +31,7 @@ pub fn quantize_row(row: &[f32], values: &mut [i8]) -> (f32, i32) {
     let finite = row.iter().all(|x| x.is_finite());
     let scale = if finite { 127.0 / absmax.max(1e-5) } else { f32::NAN };
     values.fill(0);
-    for (q, &x) in values.iter_mut().zip(row) {
+    for (q, &x) in values.iter_mut().zip(row).filter(|_| finite) {
         *q = (x * scale).round_ties_even().clamp(-128.0, 127.0) as i8;
     }
     (scale, values.iter().map(|&q| i32::from(q)).sum())
@@ -100,9 +102,7 @@ pub fn sample_row(
         }
     }
     penalize(&mut x, options, history);
-    // Descending by logit, equal ones by ascending token.
-    let mut order: Vec<usize> = (0..x.len()).collect();
-    order.sort_by(|&a, &b| x[b].total_cmp(&x[a]).then(a.cmp(&b)));
+    let mut order = descending(&x);
     if options.temperature == 0.0 || order.is_empty() {
         return order.first().map_or(NONE, |&token| token as u32);
     }
@@ -133,6 +133,14 @@ pub fn sample_row(
         noisy(a).total_cmp(&noisy(b)).then(b.cmp(&a)) // among equals the lowest token
     });
     best.map_or(NONE, |token| token as u32)
+}
+
+/// Tokens by descending logit, equal ones (0 and −0 too) in ascending order.
+fn descending(logits: &[f32]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    // A stable sort keeps equal ones as they are; the logits are finite, so all compare.
+    order.sort_by(|&a, &b| logits[b].partial_cmp(&logits[a]).unwrap_or(Ordering::Equal));
+    order
 }
 
 fn penalize(x: &mut [f32], options: &SampleRow, history: &[u32]) {
@@ -477,31 +485,42 @@ impl Record<Reference> for ReferenceRecorder {
         for r in 0..op.rows {
             let (row, options) = (op.first + r, op.batch.sample_rows[op.first + r]);
             op.samples.tokens[row] = NONE;
+            op.samples.logprobs[row] = 0.0;
+            let top = row * MAX_LOGPROBS..(row + 1) * MAX_LOGPROBS;
+            if op.logprobs {
+                op.samples.top_tokens[top.clone()].fill(NONE);
+                op.samples.top_logprobs[top].fill(0.0);
+            }
+            if options.lane == NONE {
+                continue;
+            }
+            let lane = options.lane as usize;
             let logits = &op.logits[r * op.vocabulary..][..op.vocabulary];
-            let Some(log_sum) = log_sum_exp(logits).filter(|_| options.lane != NONE) else {
+            let Some(log_sum) = log_sum_exp(logits) else {
+                op.lanes.sampled[lane] = NONE;
+                op.samples.logprobs[row] = f32::NAN;
                 continue;
             };
-            let lane = options.lane as usize;
             let history = &op.lanes.history[lane * op.lanes.context..][..options.length as usize];
             let bias =
                 options.bias_start as usize..(options.bias_start + options.bias_count) as usize;
             let biases: Vec<(u32, f32)> = (op.batch.bias_tokens[bias.clone()].iter().copied())
                 .zip(op.batch.bias_values[bias].iter().copied())
                 .collect();
-            let options = if op.greedy {
-                SampleRow { temperature: 0.0, repetition_penalty: 1.0, ..Default::default() }
+            let plain = SampleRow { repetition_penalty: 1.0, ..SampleRow::default() };
+            let token = if op.greedy {
+                sample_row(logits, &plain, &[], history)
             } else {
-                options
+                sample_row(logits, &options, &biases, history)
             };
-            let token = sample_row(logits, &options, &biases, history);
             op.samples.tokens[row] = token;
             op.lanes.sampled[lane] = token;
             if op.logprobs && token != NONE {
                 let logprob = |token: usize| (f64::from(logits[token]) - log_sum) as f32;
                 op.samples.logprobs[row] = logprob(token as usize);
-                let mut order: Vec<usize> = (0..logits.len()).collect();
-                order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
-                for (i, &token) in order.iter().take(options.logprobs as usize).enumerate() {
+                for (i, &token) in
+                    descending(logits).iter().take(options.logprobs as usize).enumerate()
+                {
                     op.samples.top_tokens[row * MAX_LOGPROBS + i] = token as u32;
                     op.samples.top_logprobs[row * MAX_LOGPROBS + i] = logprob(token);
                 }

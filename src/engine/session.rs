@@ -98,6 +98,7 @@ impl Session {
             stop_tokens: params.stop_tokens.clone(),
             limit: params.max_tokens.map_or(room, |max| max.min(room)),
             limited_by_context: params.max_tokens.is_none_or(|max| max > room),
+            done: cached,
             last: None,
             enqueued: 0,
             state: State::Prompt,
@@ -175,6 +176,14 @@ pub struct Usage {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Event {
+    /// A part of the prompt has run, and more of it is left: the moment to show progress or to give
+    /// up. A prompt that fits in one step has none of these.
+    Prompt {
+        /// Tokens of the prompt that are in the cache.
+        done: usize,
+        /// Tokens of the prompt.
+        total: usize,
+    },
     /// A token of the answer.
     Token(Token),
     /// The end, exactly once and last.
@@ -214,6 +223,8 @@ pub struct Generation<'s> {
     stop_tokens: Vec<u32>,
     limit: usize,
     limited_by_context: bool,
+    /// Tokens of the prompt that have run or were in the cache.
+    done: usize,
     /// The token sampled last, whose key and value are not in the cache yet.
     last: Option<u32>,
     /// Sampling steps enqueued.
@@ -236,25 +247,23 @@ impl Generation<'_> {
         Event::Done { reason, usage: self.usage }
     }
 
-    /// Runs the prompt in chunks of a step's size; the last chunk samples the first token.
-    fn run_prompt(&mut self) -> Result<(), RunError> {
-        let chunk = self.session.executor.reserve().step_tokens;
-        let mut start = self.usage.cached;
-        while start < self.prompt.len() {
-            let end = (start + chunk).min(self.prompt.len());
-            let tokens = self.prompt[start..end].iter().map(|&t| TokenSource::Token(t)).collect();
-            let last = end == self.prompt.len();
-            let sample = last.then_some((&self.options, self.logprobs));
-            self.session.enqueue(start, tokens, sample)?;
-            if last {
-                self.enqueued = 1;
-            } else {
-                self.session.executor.collect()?;
-                self.session.resident.tokens.extend_from_slice(&self.prompt[start..end]);
-            }
-            start = end;
+    /// Runs the next part of the prompt, of a step's size; the last one samples the first token.
+    /// Whether it was the last.
+    fn run_prompt(&mut self) -> Result<bool, RunError> {
+        let start = self.done;
+        let end = (start + self.session.executor.reserve().step_tokens).min(self.prompt.len());
+        let tokens = self.prompt[start..end].iter().map(|&t| TokenSource::Token(t)).collect();
+        let last = end == self.prompt.len();
+        let sample = last.then_some((&self.options, self.logprobs));
+        self.session.enqueue(start, tokens, sample)?;
+        if last {
+            self.enqueued = 1;
+        } else {
+            self.session.executor.collect()?;
+            self.session.resident.tokens.extend_from_slice(&self.prompt[start..end]);
         }
-        Ok(())
+        self.done = end;
+        Ok(last)
     }
 
     /// Enqueues the step after the last one, whose token may still be on the device.
@@ -268,7 +277,9 @@ impl Generation<'_> {
 
     fn step(&mut self) -> Result<Event, RunError> {
         if self.state == State::Prompt {
-            self.run_prompt()?;
+            if !self.run_prompt()? {
+                return Ok(Event::Prompt { done: self.done, total: self.prompt.len() });
+            }
             self.state = State::Decode;
         } else if self.usage.generated == self.limit {
             let reason =

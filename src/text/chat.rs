@@ -4,7 +4,6 @@
 //! transformers, whose rendering is the reference here (`tests/text/chat_golden.json`). It is
 //! also somebody else's program, so it runs in bounds: see [`ChatTemplate::render`].
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Map;
 
 use super::bounds::{self, MAX_BYTES, fail};
+use super::caught::caught;
 use super::{jinja, pythonic};
 use crate::error::{LoadError, SubmitError};
 
@@ -123,10 +123,10 @@ impl ChatTemplate {
             return Err(bad(format!("{} bytes, more than {MAX_SOURCE}", source.len())));
         }
         let source = jinja::rewrite(source);
-        let compiled = catch_unwind(AssertUnwindSafe(|| {
+        let compiled = caught(|| {
             let mut environment = environment(Arc::new(clock));
             environment.add_template_owned("chat_template", source).map(|()| environment)
-        }));
+        });
         match compiled {
             Ok(Ok(environment)) => Ok(Self {
                 environment: Arc::new(environment),
@@ -179,10 +179,10 @@ impl ChatTemplate {
         context.insert("messages".to_owned(), serde_json::Value::Array(messages));
 
         let mut out = bounds::Limited::start();
-        let rendered = catch_unwind(AssertUnwindSafe(|| {
+        let rendered = caught(|| {
             let template = self.environment.get_template("chat_template")?;
             template.render_captured_to(Value::from(Serde(&context)), &mut out).map(|_| ())
-        }));
+        });
         let failed = |found: String| {
             let expected = "a conversation that the checkpoint's chat template can render";
             SubmitError::invalid("messages", expected, found)

@@ -10,7 +10,6 @@
 //! - **The beginning of a text.** See [`Special::add`].
 //! - **Truncation and padding** in the file are ignored: a prompt is never cut silently.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -20,6 +19,7 @@ use tokenizers::{
     PreTokenizer, Token,
 };
 
+use super::caught::caught;
 use super::chat::{ChatOptions, ChatTemplate, Message};
 use super::control::ControlTexts;
 use super::decoder::{self, Detokenizer, Stage};
@@ -150,7 +150,7 @@ impl Tokenizer {
         check_model(file, &declared.model)?;
         // The crate indexes and unwraps in places (merges longer than any token, for one), so a
         // hostile file can make it panic. Nothing of its state survives the panic.
-        let read = catch_unwind(AssertUnwindSafe(|| tokenizers::Tokenizer::from_bytes(bytes)));
+        let read = caught(|| tokenizers::Tokenizer::from_bytes(bytes));
         let mut tokenizer = match read {
             Ok(Ok(tokenizer)) => tokenizer,
             Ok(Err(error)) => return Err(bad(error.to_string())),
@@ -260,7 +260,7 @@ impl Tokenizer {
             let expected = format!("at most {MAX_WHITE_SPACE} white-space characters in a row");
             return Err(SubmitError::invalid("text", expected, white_space(text)));
         }
-        let ids = catch_unwind(AssertUnwindSafe(|| self.inner.body(text, special.parse, sealed)));
+        let ids = caught(|| self.inner.body(text, special.parse, sealed));
         let mut ids = match ids {
             Ok(Ok(ids)) => ids,
             Ok(Err(error)) => return Err(refuse(error.to_string())),
@@ -463,7 +463,7 @@ fn prefix(
     if let Some(processor) = tokenizer.get_post_processor() {
         let probe = u32::MAX;
         let encoding = Encoding::from_tokens(vec![Token::new(probe, String::new(), (0, 0))], 0);
-        let processed = catch_unwind(AssertUnwindSafe(|| processor.process(encoding, None, true)));
+        let processed = caught(|| processor.process(encoding, None, true));
         let ids = match processed {
             Ok(Ok(processed)) => processed.get_ids().to_vec(),
             Ok(Err(error)) => return Err(bad("one that can be run", error.to_string())),

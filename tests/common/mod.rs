@@ -4,12 +4,18 @@
 // Each test binary compiles all of this and uses a part.
 #![allow(dead_code, unused_imports, unused_macros)]
 
+pub(crate) mod attention;
+pub(crate) mod host;
+pub(crate) mod markov;
 pub(crate) mod model;
+pub(crate) mod ops;
 pub(crate) mod rng;
 pub(crate) mod run;
 pub(crate) mod toy;
+pub(crate) mod workload;
 
 use trine::backend::Backend;
+use trine::backend::cpu::{Cpu, CpuOptions, Isa};
 use trine::backend::reference::Reference;
 
 /// The body of a test that holds for every backend.
@@ -20,8 +26,16 @@ pub(crate) trait Body {
 
 /// Runs `body` on every backend of this machine. A new backend, or a variant of one, is a line.
 pub(crate) fn on_every_backend(body: &impl Body) {
+    // Its ops are compared with themselves, which shows that the tests' own arithmetic is right.
     named("reference", || body.run(&Reference::new));
     named("toy", || body.run(&toy::Toy::new));
+    for isa in Isa::available() {
+        for threads in 1..=3 {
+            let options = CpuOptions::default().isa(isa).threads(threads);
+            let open = || Cpu::new(options).expect("the instruction set is there");
+            named(&format!("cpu, {isa:?}, {threads} threads"), || body.run(&open));
+        }
+    }
 }
 
 /// Says which backend a failing test was on.

@@ -99,6 +99,7 @@ pub(crate) fn generate(
     for event in session.generate(prompt, params)? {
         match event? {
             Event::Token(token) => tokens.push(token),
+            Event::Prompt { .. } => {}
             Event::Done { .. } => return Ok(tokens),
             other => panic!("no such event is known: {other:?}"),
         }
@@ -130,12 +131,12 @@ pub(crate) fn run_ops<B: Backend>(
     backend.run(&key, record)
 }
 
-/// A buffer that holds `values`.
+/// A buffer that holds `values`, and is never empty: not every device has such a thing.
 pub(crate) fn upload<B: Backend, T: trine::backend::Element>(
     backend: &mut B,
     values: &[T],
 ) -> B::Buffer<T> {
-    let mut buffer = backend.allocate("test values", values.len()).unwrap();
+    let mut buffer = backend.allocate("test values", values.len().max(1)).unwrap();
     backend.write(&mut buffer, values).unwrap();
     buffer
 }

@@ -1,7 +1,7 @@
 //! The backend for processors.
 //!
-//! An op runs when it is recorded: its rows, features or tokens are split over a [`pool`] of threads,
-//! and each part runs a kernel that is written once over a small [vocabulary](simd) and compiled for
+//! An op runs when it is recorded: its rows, features or tokens are split over a pool of threads,
+//! and each part runs a kernel that is written once over a small vocabulary and compiled for
 //! every [instruction set](Isa). Neither the number of threads, nor the instruction set, nor what
 //! else is in a batch changes a bit of any result.
 
@@ -43,6 +43,10 @@ use pool::Pool;
 /// Elements below which an op on floats stays on the calling thread: about 5 µs of work, which is
 /// what waking another and waiting for it may cost.
 const SMALL: usize = 1 << 14;
+
+/// The most threads that may be asked for: more than any machine has cores, and few enough that an
+/// operating system can start them.
+pub const MAX_THREADS: usize = 1024;
 
 /// How to run on the CPU; the default leaves every choice to the machine.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -88,11 +92,11 @@ impl Cpu {
     pub fn new(options: CpuOptions) -> Result<Self, LoadError> {
         let (isa, token) = Token::choose(options.isa)?;
         let threads = match options.threads {
-            Some(0) => {
+            Some(threads) if !(1..=MAX_THREADS).contains(&threads) => {
                 return Err(LoadError::Option {
                     option: "threads".to_owned(),
-                    expected: "at least 1".to_owned(),
-                    found: "0".to_owned(),
+                    expected: format!("1 to {MAX_THREADS}"),
+                    found: threads.to_string(),
                 });
             }
             Some(threads) => threads,

@@ -30,7 +30,7 @@ use std::cell::RefCell;
 /// Rows of a group, and columns of a line.
 pub(super) const GROUP: usize = 16;
 
-/// A ternary matrix in the order of the [module's documentation](self).
+/// A ternary matrix in an order that the kernels share.
 pub struct TernaryMatrix {
     pub(super) features: usize,
     pub(super) width: usize,

@@ -12,8 +12,8 @@ use std::ops::Range;
 
 /// Quantises a row into `out`, which is longer and gets zeros beyond it; the scale and `Σ q`.
 ///
-/// A row with NaN gets the scale NaN, and one with infinity the scale 0, so that what is multiplied
-/// with it cannot look sound: every logit that comes of it is not finite.
+/// A row that holds NaN or infinity gets zeros and the scale NaN, so that what is multiplied with it
+/// cannot look sound.
 #[inline(always)]
 pub(super) fn quantize_row<S: Simd>(s: S, x: &[f32], out: &mut [i8]) -> (f32, i32) {
     let (chunks, tail) = x.as_chunks::<LANES>();
@@ -26,6 +26,10 @@ pub(super) fn quantize_row<S: Simd>(s: S, x: &[f32], out: &mut [i8]) -> (f32, i3
     s.store(highest, &mut lanes);
     // As bits, in which NaN is above all.
     let absmax = f32::from_bits(lanes.into_iter().map(f32::to_bits).fold(0, u32::max));
+    if !absmax.is_finite() {
+        out.fill(0);
+        return (f32::NAN, 0);
+    }
     let scale = 127.0 / if absmax < 1e-5 { 1e-5 } else { absmax };
 
     let by = s.splat(scale);
@@ -38,7 +42,6 @@ pub(super) fn quantize_row<S: Simd>(s: S, x: &[f32], out: &mut [i8]) -> (f32, i3
     }
     rest.fill(0);
     if !tail.is_empty() {
-        // The lanes beyond the tail hold 0, or −128 where the scale is NaN.
         let mut values = [0; LANES];
         s.store_i8(quantize(s, s.load_tail(tail), by), &mut values);
         rest[..tail.len()].copy_from_slice(&values[..tail.len()]);
@@ -47,8 +50,8 @@ pub(super) fn quantize_row<S: Simd>(s: S, x: &[f32], out: &mut [i8]) -> (f32, i3
     (scale, s.sum_i32(sums) + tail_sum)
 }
 
-/// `clamp(round_half_even(x · scale), −128, 127)`; −128 of NaN. The bounds are integers, so that
-/// clamping first gives the same.
+/// `clamp(round_half_even(x · scale), −128, 127)`. The bounds are integers, so that clamping first
+/// gives the same.
 #[inline(always)]
 fn quantize<S: Simd>(s: S, x: S::F, scale: S::F) -> S::I {
     let y = s.max(s.mul(x, scale), s.splat(-128.0));

@@ -16,6 +16,7 @@ use crate::backend::random::{GUMBEL_MAX, gumbel_of_bits, token_bits};
 use crate::backend::{MAX_LOGPROBS, NONE};
 use crate::error::RunError;
 use std::cell::RefCell;
+use std::cmp::Ordering;
 use std::ops::Range;
 
 /// Buckets of a [`Cut`]'s search.
@@ -276,7 +277,8 @@ impl Scratch {
         let of_bucket = x.iter().enumerate().filter(kept).filter(|&(_, &x)| bucket_of(x) == bucket);
         self.bucket.extend(of_bucket.map(|(token, _)| token as u32));
         // Stable, so that equal logits stay in ascending order of their tokens.
-        self.bucket.sort_by(|&a, &b| x[b as usize].total_cmp(&x[a as usize]));
+        self.bucket
+            .sort_by(|&a, &b| x[b as usize].partial_cmp(&x[a as usize]).unwrap_or(Ordering::Equal));
         let at = self.bucket.iter().position(|&token| {
             sum += weight(token as usize);
             sum >= target

@@ -1,0 +1,8 @@
+//! The program from outside: its streams, its exit codes, its sentences.
+
+mod bench;
+mod chat;
+mod refusals;
+mod run;
+mod scoring;
+mod text;

@@ -1,0 +1,71 @@
+//! Every fixture, in the form it was published in, against what transformers computes from it.
+
+mod fixture;
+
+use std::path::Path;
+
+use trine::backend::Backend;
+use trine::backend::cpu::{Cpu, CpuOptions, Isa};
+use trine::backend::reference::Reference;
+use trine::checkpoint;
+use trine::model::executor::Executor;
+
+fn compare<B: Backend>(backend: B, name: &str) -> Vec<String> {
+    let fixture = fixture::load(name);
+    let checkpoint = checkpoint::open(&fixture.folder).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let mut executor = Executor::load(backend, &checkpoint, fixture::reserve(), &mut |_, _| {})
+        .unwrap_or_else(|e| panic!("{name}: {e}"));
+    assert!(fixture.cases.iter().any(|case| case.strict), "{name} has no strict case");
+    let mut wrong = Vec::new();
+    for case in &fixture.cases {
+        let output = fixture::run(&mut executor, case)
+            .unwrap_or_else(|e| panic!("{name} {}: {e}", case.name));
+        for failure in fixture::failures(case, &output) {
+            wrong.push(format!("{name} {}: {failure}", case.name));
+        }
+    }
+    wrong
+}
+
+fn expect_none(wrong: Vec<String>) {
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_reference_agrees_with_transformers() {
+    expect_none(fixture::NAMES.iter().flat_map(|name| compare(Reference::new(), name)).collect());
+}
+
+#[test]
+fn the_cpu_agrees_with_transformers() {
+    let wrong = Isa::available().into_iter().flat_map(|isa| {
+        fixture::NAMES.iter().flat_map(move |name| {
+            let options = CpuOptions::default().threads(2).isa(isa);
+            compare(Cpu::new(options).expect("the ISA is there"), name)
+        })
+    });
+    expect_none(wrong.collect());
+}
+
+/// Changing one token of a prompt changes the logits: nothing answers without having read.
+#[test]
+fn the_prompt_matters() {
+    let mut fixture = fixture::load("bitnet_packed");
+    let checkpoint = checkpoint::open(Path::new(&fixture.folder)).expect("loads");
+    let cpu = Cpu::new(CpuOptions::default()).expect("a CPU");
+    let mut executor =
+        Executor::load(cpu, &checkpoint, fixture::reserve(), &mut |_, _| {}).expect("loads");
+    let case = fixture.cases.iter_mut().find(|case| case.ids.len() == 17).expect("17 tokens");
+    let before = fixture::run(&mut executor, case).expect("runs").logits;
+    for position in 0..case.ids.len() {
+        let original = case.ids[position];
+        case.ids[position] = (original + 1) % checkpoint_vocabulary(&checkpoint);
+        let after = fixture::run(&mut executor, case).expect("runs").logits;
+        assert!(fixture::furthest(&before, &after) > 1e-3, "position {position}");
+        case.ids[position] = original;
+    }
+}
+
+fn checkpoint_vocabulary(checkpoint: &checkpoint::Checkpoint) -> u32 {
+    checkpoint.config().vocabulary as u32
+}

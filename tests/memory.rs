@@ -1,0 +1,173 @@
+//! Loading peaks at no more than 1.15 × (packed weights + KV cache) + 64 MB of memory that is not
+//! mapped from the file, and a step allocates nothing that grows with the model.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use trine::backend::KvType;
+use trine::checkpoint;
+use trine::engine::Session;
+use trine::engine::{LoadedModel, ModelOptions, SamplingParams};
+use trine::model::open::{DeviceOptions, open};
+
+/// Counts what is allocated; mapped files do not pass through here.
+struct Counting;
+
+static NOW: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call is handed to the system's allocator as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        PEAK.fetch_max(NOW.fetch_add(layout.size(), Relaxed) + layout.size(), Relaxed);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        PEAK.fetch_max(NOW.fetch_add(layout.size(), Relaxed) + layout.size(), Relaxed);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        NOW.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const HIDDEN: usize = 2048;
+const FFN: usize = 5632;
+const LAYERS: usize = 6;
+const KV: usize = 512;
+const VOCABULARY: usize = 16384;
+
+/// Writes a packed checkpoint of some 68 MB of ternary weights and a head of 67 MB, all weights 0.
+fn write_checkpoint(folder: &Path) -> std::io::Result<usize> {
+    let config = format!(
+        r#"{{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+        "hidden_size": {HIDDEN}, "intermediate_size": {FFN}, "num_hidden_layers": {LAYERS},
+        "num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": {VOCABULARY},
+        "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "tie_word_embeddings": true, "quantization_config": {{"quant_method": "bitnet"}}}}"#
+    );
+    std::fs::write(folder.join("config.json"), config)?;
+    let mut tensors: Vec<(String, &str, Vec<usize>)> =
+        vec![("model.embed_tokens.weight".into(), "BF16", vec![VOCABULARY, HIDDEN])];
+    tensors.push(("model.norm.weight".into(), "BF16", vec![HIDDEN]));
+    let mut ternary = 0;
+    for layer in 0..LAYERS {
+        for (name, rows, cols) in [
+            ("self_attn.q_proj", HIDDEN, HIDDEN),
+            ("self_attn.k_proj", KV, HIDDEN),
+            ("self_attn.v_proj", KV, HIDDEN),
+            ("self_attn.o_proj", HIDDEN, HIDDEN),
+            ("mlp.gate_proj", FFN, HIDDEN),
+            ("mlp.up_proj", FFN, HIDDEN),
+            ("mlp.down_proj", HIDDEN, FFN),
+        ] {
+            ternary += rows * cols / 4;
+            let name = format!("model.layers.{layer}.{name}.weight");
+            tensors.push((format!("{name}_scale"), "BF16", vec![1]));
+            tensors.push((name, "U8", vec![rows / 4, cols]));
+        }
+        for norm in ["input_layernorm", "post_attention_layernorm"] {
+            tensors.push((format!("model.layers.{layer}.{norm}.weight"), "BF16", vec![HIDDEN]));
+        }
+    }
+    let size = |kind: &str, shape: &[usize]| {
+        shape.iter().product::<usize>() * if kind == "U8" { 1 } else { 2 }
+    };
+    let mut offset = 0;
+    let header: Vec<String> = tensors
+        .iter()
+        .map(|(name, kind, shape)| {
+            let end = offset + size(kind, shape);
+            let entry = format!(
+                r#""{name}":{{"dtype":"{kind}","shape":{shape:?},"data_offsets":[{offset},{end}]}}"#
+            );
+            offset = end;
+            entry
+        })
+        .collect();
+    let header = format!("{{{}}}", header.join(","));
+    let mut file = BufWriter::new(File::create(folder.join("model.safetensors"))?);
+    file.write_all(&(header.len() as u64).to_le_bytes())?;
+    file.write_all(header.as_bytes())?;
+    for (_, kind, shape) in &tensors {
+        // 0x55 is four codes of 1, four weights of zero; 0x3F80 is a bfloat16 1.
+        let bytes: &[u8] = if *kind == "U8" { &[0x55] } else { &[0x80, 0x3F] };
+        let mut left = size(kind, shape);
+        let block = bytes.repeat(1 << 15);
+        while left > 0 {
+            let count = left.min(block.len());
+            file.write_all(&block[..count])?;
+            left -= count;
+        }
+    }
+    file.flush()?;
+    Ok(ternary)
+}
+
+#[test]
+fn loading_and_running_stay_within_what_was_promised() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let ternary = write_checkpoint(folder.path()).expect("a checkpoint");
+    let (context, kv_type) = (1024, KvType::F16);
+    let kv = 2 * LAYERS * context * KV * kv_type.size();
+    let options = ModelOptions::default().context(Some(context)).kv_type(kv_type);
+
+    PEAK.store(NOW.load(Relaxed), Relaxed);
+    let before = NOW.load(Relaxed);
+    let checkpoint = checkpoint::open(folder.path()).expect("opens");
+    let reserve = options.reserve(checkpoint.config()).expect("fits");
+    let mut session = Session::new(
+        open(&DeviceOptions::default(), &checkpoint, reserve, &mut |_, _| {}).expect("loads"),
+    );
+    let peak = PEAK.load(Relaxed) - before;
+    let limit = (ternary + kv) * 115 / 100 + 64_000_000;
+    assert!(peak <= limit, "loading peaked at {peak} B, the limit is {limit} B");
+    assert!(peak >= ternary + kv, "{peak} B cannot hold {ternary} B of weights and {kv} B of KV");
+
+    // The first request grows what is sized lazily; after it, steps leave the heap as it was.
+    let params = SamplingParams { max_tokens: Some(4), ..SamplingParams::default() };
+    let mut run = |prompt: &[u32]| {
+        let events = session.generate(prompt, &params).expect("accepted");
+        events.map(|event| event.expect("runs")).count()
+    };
+    run(&[1, 2, 3]);
+    PEAK.store(NOW.load(Relaxed), Relaxed);
+    let before = NOW.load(Relaxed);
+    run(&[4; 300]);
+    let grown = PEAK.load(Relaxed) - before;
+    assert!(grown <= 1_000_000, "a request took {grown} B beside what was reserved at load");
+}
+
+/// A model that does not fit is refused at load with the arithmetic.
+#[test]
+fn what_does_not_fit_is_refused_with_the_numbers() {
+    let model = trine::checkpoint::synthetic::published("2b4t").expect("published");
+    let huge = trine::model::config::ModelConfig { layers: 30_000, ..model };
+    let source = trine::checkpoint::synthetic::SyntheticModel::new(huge, 1);
+    let Ok(source) = source else { panic!("only the shape is huge") };
+    let reserve = ModelOptions::default()
+        .reserve(trine::model::weights::WeightSource::config(&source))
+        .expect("a valid context");
+    let result = open(&DeviceOptions::default(), &source, reserve, &mut |_, _| {});
+    let Err(error) = result else { panic!("521 GB of weights cannot fit") };
+    let error = error.to_string();
+    assert!(error.contains("ternary weights 521") && error.contains("available"), "{error}");
+}
+
+/// The type that users hold can be opened from a path.
+#[test]
+fn a_missing_path_is_an_error_and_not_the_demo() {
+    let error = LoadedModel::open("no/such/checkpoint", &ModelOptions::default());
+    let Err(error) = error else { panic!("nothing is there") };
+    assert!(error.to_string().contains("no/such/checkpoint"), "{error}");
+}
