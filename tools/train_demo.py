@@ -45,6 +45,23 @@ CHAT_TEMPLATE = (
 SHAPE = dict(hidden_size=256, intermediate_size=640, num_hidden_layers=5, num_attention_heads=8, num_key_value_heads=2)
 SHAPE |= dict(max_position_embeddings=512, rope_theta=10000.0, rms_norm_eps=1e-5)
 
+HYPERPARAMETERS = {
+    "seed": (1, "of everything random"),
+    "steps": (1150, "optimizer steps"),
+    "batch": (8, "windows per step"),
+    "lr": (0.01, "peak rate of Muon, for the ternary weights"),
+    "adam-lr": (0.003, "peak rate of Adam, for embedding and norms"),
+    "weight-decay": (0.1, "of the ternary weights"),
+    "dropout": (0.05, "on the embedding, each block's output and the last norm"),
+    "average": (0.99, "decay of the weight average that is exported"),
+    "vocab": (1024, "tokens, special ones included"),
+    "respell": (0.5, "share of words drawn with merges left out"),
+    "drop-merges": (0.1, "chance that such a draw leaves out a merge"),
+    "variants": (12, "spellings kept per word"),
+    "chat-share": (0.05, "share of windows in chat form"),
+    "report": (100, "export, and score the validation text, every so many steps"),
+    "threads": (2, "CPU threads"),
+}
 
 # ---------------------------------------------------------------------------- text
 
@@ -306,12 +323,6 @@ class Muon:
         self.momentum = momentum
         self.state = [torch.zeros_like(linear.weight) for linear in self.linears]
 
-    def state_dict(self):
-        return self.state
-
-    def load_state_dict(self, state):
-        self.state = state
-
     @torch.no_grad()
     def step(self, lr, weight_decay):
         for linear, m in zip(self.linears, self.state):
@@ -336,14 +347,6 @@ def follow(average, model, keep):
         a.lerp_(p, 1 - keep)
 
 
-def resume(path, parts):
-    """Take up a saved run while its learning rate was still at the top; returns the steps done."""
-    state = torch.load(path)
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    return state["step"]
-
-
 def train(args, config, tokenizer, text, validation):
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
@@ -359,12 +362,6 @@ def train(args, config, tokenizer, text, validation):
     started, step, steps, anneal, losses = time.time(), 0, args.steps, 1.0, []
     context = config["max_position_embeddings"]
     stream = windows(corpus, context, special, args, rng, lambda: anneal)
-    parts = dict(model=model, average=average, muon=muon, adam=adam)
-    if args.resume:
-        step = resume(args.resume, parts)
-        torch.manual_seed(args.seed + step)
-        for _ in range(step * args.batch):
-            next(stream)
     run = torch.compile(model, dynamic=False) if args.compile else model
     while step < steps:
         rate, anneal = schedule(step, steps)
@@ -391,8 +388,6 @@ def train(args, config, tokenizer, text, validation):
                 line += f", validation {score(exported, tokenizer, validation)['bits_per_byte']:.4f} bits per byte"
             print(line, flush=True)
             export(average, tokenizer, args.out)
-            if args.state:
-                torch.save(dict(step=step) | {name: part.state_dict() for name, part in parts.items()}, args.state)
 
 
 # ---------------------------------------------------------------------------- export
@@ -537,27 +532,12 @@ def arguments():
     p.add_argument("--eval-only", metavar="DIR", help="score an exported folder on the held-out tenth")
     p.add_argument("--transformers", action="store_true", help="with --eval-only: through transformers")
     p.add_argument("--context", type=int, help="with --eval-only: window length (default: the model's)")
-    p.add_argument("--seed", type=int, default=1)
-    p.add_argument("--steps", type=int, default=2000)
-    p.add_argument("--minutes", type=float, help="train for this long instead (not reproducible)")
-    p.add_argument("--state", metavar="FILE", help="save the run here at every report")
-    p.add_argument("--resume", metavar="FILE", help="go on from a saved run")
-    p.add_argument("--threads", type=int, default=2)
     p.add_argument("--compile", action="store_true", help="use torch.compile (faster; needs a C++ compiler)")
+    p.add_argument("--minutes", type=float, help="train for this long instead of --steps (not reproducible)")
     p.add_argument("--validation", type=float, default=0.0, help="share of the training text to hold back for tuning")
-    p.add_argument("--report", type=int, default=100, help="export, and score the validation text, this often")
-    p.add_argument("--batch", type=int, default=8)
-    p.add_argument("--lr", type=float, default=0.01, help="Muon, for ternary weights")
-    p.add_argument("--adam-lr", type=float, default=0.003, help="AdamW, for embedding and norms")
-    p.add_argument("--weight-decay", type=float, default=0.1)
-    p.add_argument("--dropout", type=float, default=0.05)
-    p.add_argument("--average", type=float, default=0.99)
-    p.add_argument("--vocab", type=int, default=1024)
-    p.add_argument("--respell", type=float, default=0.5)
-    p.add_argument("--drop-merges", type=float, default=0.1)
-    p.add_argument("--variants", type=int, default=12)
-    p.add_argument("--chat-share", type=float, default=0.05)
     p.add_argument("--shape", type=json.loads, default={}, help="JSON that overrides the model's shape")
+    for name, (default, meaning) in HYPERPARAMETERS.items():
+        p.add_argument(f"--{name}", type=type(default), default=default, help=f"{meaning} ({default})")
     return p.parse_args()
 
 
