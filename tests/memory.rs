@@ -1,11 +1,13 @@
 //! Loading peaks at no more than 1.15 × (packed weights + KV cache) + 64 MB of memory that is not
-//! mapped from the file, and a step allocates nothing that grows with the model.
+//! mapped from the file, and a request takes nothing that grows with the model.
+#![cfg(target_os = "linux")] // The kernel tells how much memory is anonymous.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
 use trine::backend::KvType;
 use trine::checkpoint;
@@ -13,7 +15,7 @@ use trine::engine::Session;
 use trine::engine::{LoadedModel, ModelOptions, SamplingParams};
 use trine::model::open::{DeviceOptions, open};
 
-/// Counts what is allocated; mapped files do not pass through here.
+/// Counts what is allocated on the heap.
 struct Counting;
 
 static NOW: AtomicUsize = AtomicUsize::new(0);
@@ -40,6 +42,34 @@ unsafe impl GlobalAlloc for Counting {
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
+
+/// Bytes of this process's memory that no file backs, heap and anonymous maps alike.
+fn anonymous() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("RssAnon");
+    let kib = line.trim().trim_end_matches("kB").trim();
+    kib.parse::<usize>().expect("a number") * 1024
+}
+
+/// What `work` answers, and the most anonymous memory that was seen, every millisecond, while it
+/// ran, beyond what there was before.
+fn peak_of<T>(work: impl FnOnce() -> T) -> (T, usize) {
+    let (before, done) = (anonymous(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| {
+            let mut peak = before;
+            while !done.load(Relaxed) {
+                peak = peak.max(anonymous());
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            peak
+        });
+        let result = work();
+        let last = anonymous();
+        done.store(true, Relaxed);
+        (result, watcher.join().expect("the watcher").max(last) - before)
+    })
+}
 
 const HIDDEN: usize = 2048;
 const FFN: usize = 5632;
@@ -122,17 +152,16 @@ fn loading_and_running_stay_within_what_was_promised() {
     let kv = 2 * LAYERS * context * KV * kv_type.size();
     let options = ModelOptions::default().context(Some(context)).kv_type(kv_type);
 
-    PEAK.store(NOW.load(Relaxed), Relaxed);
-    let before = NOW.load(Relaxed);
     let checkpoint = checkpoint::open(folder.path()).expect("opens");
     let reserve = options.reserve(checkpoint.config()).expect("fits");
-    let mut session = Session::new(
-        open(&DeviceOptions::default(), &checkpoint, reserve, &mut |_, _| {}).expect("loads"),
-    );
-    let peak = PEAK.load(Relaxed) - before;
+    let (session, peak) = peak_of(|| {
+        let device = DeviceOptions::default();
+        Session::new(open(&device, &checkpoint, reserve, &mut |_, _| {}).expect("loads"))
+    });
+    let mut session = session;
     let limit = (ternary + kv) * 115 / 100 + 64_000_000;
     assert!(peak <= limit, "loading peaked at {peak} B, the limit is {limit} B");
-    assert!(peak >= ternary + kv, "{peak} B cannot hold {ternary} B of weights and {kv} B of KV");
+    assert!(peak >= ternary, "{peak} B cannot hold {ternary} B of weights: was it measured?");
 
     // The first request grows what is sized lazily; after it, steps leave the heap as it was.
     let params = SamplingParams { max_tokens: Some(4), ..SamplingParams::default() };
