@@ -47,6 +47,30 @@ fn the_cpu_agrees_with_transformers() {
     expect_none(wrong.collect());
 }
 
+/// The whole model gives the same bits on every instruction set and with any number of threads.
+#[test]
+fn every_cpu_variant_gives_the_same_bits() {
+    let fixture = fixture::load("bitnet_long");
+    let checkpoint = checkpoint::open(&fixture.folder).expect("loads");
+    let case = fixture.cases.iter().find(|case| case.ids.len() == 300).expect("300 tokens");
+    let mut first: Option<fixture::Output> = None;
+    for isa in Isa::available() {
+        for threads in 1..=3 {
+            let cpu = Cpu::new(CpuOptions::default().threads(threads).isa(isa)).expect("a CPU");
+            let mut executor = Executor::load(cpu, &checkpoint, fixture::reserve(), &mut |_, _| {})
+                .expect("loads");
+            let output = fixture::run(&mut executor, case).expect("runs");
+            let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            let first =
+                first.get_or_insert_with(|| fixture::run(&mut executor, case).expect("runs"));
+            assert_eq!(bits(&first.logits), bits(&output.logits), "{isa}, {threads} threads");
+            assert_eq!(bits(&first.final_hidden), bits(&output.final_hidden));
+            assert_eq!(first.nll, output.nll, "{isa}, {threads} threads");
+            assert_eq!(first.greedy, output.greedy);
+        }
+    }
+}
+
 /// Changing one token of a prompt changes the logits: nothing answers without having read.
 #[test]
 fn the_prompt_matters() {

@@ -21,7 +21,10 @@ from pathlib import Path
 
 def bench(command: list[str]) -> list[dict]:
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout)
+    rows = json.loads(done.stdout)
+    for row in rows:
+        row["model_filename"] = Path(row["model_filename"]).name
+    return rows
 
 
 def key(row: dict) -> str:
