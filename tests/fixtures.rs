@@ -21,7 +21,7 @@ fn compare<B: Backend>(backend: B, name: &str) -> Vec<String> {
         let output = fixture::run(&mut executor, case)
             .unwrap_or_else(|e| panic!("{name} {}: {e}", case.name));
         for failure in fixture::failures(case, &output) {
-            wrong.push(format!("{name} {}: {failure}", case.name));
+            wrong.push(format!("{} {}: {failure}", fixture.name, case.name));
         }
     }
     wrong
