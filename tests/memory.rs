@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use trine::backend::KvType;
@@ -42,6 +43,9 @@ unsafe impl GlobalAlloc for Counting {
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
+
+/// Held by each test: what is measured is the whole process.
+static ALONE: Mutex<()> = Mutex::new(());
 
 /// Bytes of this process's memory that no file backs, heap and anonymous maps alike.
 fn anonymous() -> usize {
@@ -146,6 +150,7 @@ fn write_checkpoint(folder: &Path) -> std::io::Result<usize> {
 
 #[test]
 fn loading_and_running_stay_within_what_was_promised() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = tempfile::tempdir().expect("a temporary folder");
     let ternary = write_checkpoint(folder.path()).expect("a checkpoint");
     let (context, kv_type) = (1024, KvType::F16);
@@ -154,11 +159,10 @@ fn loading_and_running_stay_within_what_was_promised() {
 
     let checkpoint = checkpoint::open(folder.path()).expect("opens");
     let reserve = options.reserve(checkpoint.config()).expect("fits");
-    let (session, peak) = peak_of(|| {
+    let (mut session, peak) = peak_of(|| {
         let device = DeviceOptions::default();
         Session::new(open(&device, &checkpoint, reserve, &mut |_, _| {}).expect("loads"))
     });
-    let mut session = session;
     let limit = (ternary + kv) * 115 / 100 + 64_000_000;
     assert!(peak <= limit, "loading peaked at {peak} B, the limit is {limit} B");
     assert!(peak >= ternary, "{peak} B cannot hold {ternary} B of weights: was it measured?");
@@ -180,6 +184,7 @@ fn loading_and_running_stay_within_what_was_promised() {
 /// A model that does not fit is refused at load with the arithmetic.
 #[test]
 fn what_does_not_fit_is_refused_with_the_numbers() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let model = trine::checkpoint::synthetic::published("2b4t").expect("published");
     let huge = trine::model::config::ModelConfig { layers: 30_000, ..model };
     let source = trine::checkpoint::synthetic::SyntheticModel::new(huge, 1);
@@ -196,6 +201,7 @@ fn what_does_not_fit_is_refused_with_the_numbers() {
 /// The type that users hold can be opened from a path.
 #[test]
 fn a_missing_path_is_an_error_and_not_the_demo() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let error = LoadedModel::open("no/such/checkpoint", &ModelOptions::default());
     let Err(error) = error else { panic!("nothing is there") };
     assert!(error.to_string().contains("no/such/checkpoint"), "{error}");
