@@ -15,42 +15,42 @@ use trine::model::weights::WeightSource;
 use trine::tensor::{HostTable, SharedBytes};
 use trine::ternary::{TernaryRows, TernaryTensor};
 
-/// What a loader gets wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum LoadFault {
-    None,
-    /// Every scale is turned over.
-    ScaleInverted,
-    /// Key, value and query share the query's scale.
-    SharedQkvScale,
-    /// Four neighbouring rows share a byte instead of four far-apart ones.
-    RowsNeighbouring,
-    /// The first quarter of the rows is in the high bits.
-    HighBitsFirst,
-    /// −1 and +1 are exchanged.
-    SignFlipped,
-    /// The codes mean −2, −1, +1, +2 cut to ternary: there is no zero.
-    NoZero,
-    /// Every gain is one too high.
-    GainPlusOne,
-    /// The norms before attention and feed-forward are exchanged.
-    NormsSwapped,
-    /// No sub-norms.
-    NoSubNorms,
-    /// Key and value projections are exchanged.
-    KeyValueSwapped,
-    /// Gate and up projections are exchanged.
-    GateUpSwapped,
-    /// The first two layers are exchanged.
-    LayersSwapped,
-    /// eps is 1e-5 whatever the file says.
-    EpsAlways,
-    /// theta is 10,000 whatever the file says.
-    ThetaAlways,
-    /// The head is the embedding table though the file has its own.
-    HeadTied,
-    /// Rows of the embedding table are one off.
-    EmbeddingShifted,
+faulty::faults! {
+    /// What a loader gets wrong.
+    LoadFault {
+        /// Every scale is turned over.
+        ScaleInverted,
+        /// Key, value and query share the query's scale.
+        SharedQkvScale,
+        /// Four neighbouring rows share a byte instead of four far-apart ones.
+        RowsNeighbouring,
+        /// The first quarter of the rows is in the high bits.
+        HighBitsFirst,
+        /// −1 and +1 are exchanged.
+        SignFlipped,
+        /// The codes mean −2, −1, +1, +2 cut to ternary: there is no zero.
+        NoZero,
+        /// Every gain is one too high.
+        GainPlusOne,
+        /// The norms before attention and feed-forward are exchanged.
+        NormsSwapped,
+        /// No sub-norms.
+        NoSubNorms,
+        /// Key and value projections are exchanged.
+        KeyValueSwapped,
+        /// Gate and up projections are exchanged.
+        GateUpSwapped,
+        /// The first two layers are exchanged.
+        LayersSwapped,
+        /// eps is 1e-5 whatever the file says.
+        EpsAlways,
+        /// theta is 10,000 whatever the file says.
+        ThetaAlways,
+        /// The head is the embedding table though the file has its own.
+        HeadTied,
+        /// Rows of the embedding table are one off.
+        EmbeddingShifted,
+    }
 }
 
 /// A checkpoint with a fault.
@@ -211,63 +211,18 @@ fn without_a_fault_nothing_fails() {
 
 #[test]
 fn every_fault_of_an_op_is_caught() {
-    use OpFault::*;
-    let faults = [
-        RoundHalfAway,
-        RoundHalfUp,
-        Truncate,
-        Scale128,
-        NoFloor,
-        ScalePerStep,
-        EpsOutside,
-        NoGain,
-        SumOfSquares,
-        RopeInterleaved,
-        RopeReversed,
-        PositionPlusOne,
-        RotatedValues,
-        MaskStrict,
-        MaskLoose,
-        Window256,
-        SoftmaxScale,
-        GroupedModulo,
-        NoResidual,
-        WrongActivation,
-        GatedF16,
-        GateUpSwapped,
-        NoFinalNorm,
-    ];
     let fixtures = fixtures();
-    let missed: Vec<OpFault> = (faults.into_iter())
-        .filter(|&fault| caught_by(&fixtures, fault, LoadFault::None).is_none())
+    let missed: Vec<&OpFault> = (OpFault::ALL.iter())
+        .filter(|&&fault| caught_by(&fixtures, fault, LoadFault::None).is_none())
         .collect();
     assert!(missed.is_empty(), "no strict case fails for {missed:?}");
 }
 
 #[test]
 fn every_fault_of_a_loader_is_caught() {
-    use LoadFault::*;
-    let faults = [
-        ScaleInverted,
-        SharedQkvScale,
-        RowsNeighbouring,
-        HighBitsFirst,
-        SignFlipped,
-        NoZero,
-        GainPlusOne,
-        NormsSwapped,
-        NoSubNorms,
-        KeyValueSwapped,
-        GateUpSwapped,
-        LayersSwapped,
-        EpsAlways,
-        ThetaAlways,
-        HeadTied,
-        EmbeddingShifted,
-    ];
     let fixtures = fixtures();
-    let missed: Vec<LoadFault> = (faults.into_iter())
-        .filter(|&fault| caught_by(&fixtures, OpFault::None, fault).is_none())
+    let missed: Vec<&LoadFault> = (LoadFault::ALL.iter())
+        .filter(|&&fault| caught_by(&fixtures, OpFault::None, fault).is_none())
         .collect();
     assert!(missed.is_empty(), "no strict case fails for {missed:?}");
 }
