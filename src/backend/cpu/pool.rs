@@ -130,8 +130,9 @@ impl Pool {
                 std::thread::yield_now();
             }
         }
-        drop(running);
         let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // Only now may another job begin: a panic of it must not be taken for one of this.
+        drop(running);
         if let Some(panic) = panic {
             resume_unwind(panic);
         }
