@@ -45,6 +45,7 @@
 //! Library users who bring their own checkpoints turn the default off.
 
 pub mod backend;
+mod caught;
 pub mod checkpoint;
 pub mod engine;
 pub mod error;

@@ -214,6 +214,7 @@ fn a_recording_that_depends_on_more_is_noticed() {
     let key = StepKey {
         tokens: 2,
         sequences: 1,
+        queries: 2,
         pages: 1,
         logit_rows: 0,
         logits: LogitUse::Keep,

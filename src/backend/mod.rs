@@ -27,6 +27,8 @@ pub mod ops;
 pub mod random;
 pub mod reference;
 pub mod select;
+#[cfg(feature = "wgpu")]
+pub mod wgpu;
 
 use crate::error::{LoadError, RunError};
 use crate::tensor::HostTable;
@@ -76,6 +78,23 @@ pub struct DeviceInfo {
     pub memory: Option<u64>,
     /// Whether `run` returns before the step is done, so that enqueueing ahead gains something.
     pub asynchronous: bool,
+    /// Steps that may be enqueued before the first of them is waited for: 2, or more where several
+    /// steps go to the device at a time.
+    pub steps_ahead: usize,
+}
+
+/// What a backend has done since it was opened, for benchmarks.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Steps run.
+    pub steps: u64,
+    /// Kernels launched.
+    pub dispatches: u64,
+    /// Times that work was sent to the device.
+    pub submits: u64,
+    /// Time that the host spent on enqueueing, in seconds; waiting is not in it.
+    pub host_seconds: f64,
 }
 
 impl DeviceInfo {
@@ -86,6 +105,7 @@ impl DeviceInfo {
             description: description.into(),
             memory: None,
             asynchronous: false,
+            steps_ahead: 2,
         }
     }
 }
@@ -143,6 +163,9 @@ pub struct StepKey {
     pub tokens: usize,
     /// Sequences.
     pub sequences: usize,
+    /// Tokens that one sequence may bring: a bound for grids. With 1, token `t` is that of sequence
+    /// `t`.
+    pub queries: usize,
     /// Pages that the longest sequence may span: a bound for grids, not a row length.
     pub pages: usize,
     /// Rows that go through the output head.
@@ -185,6 +208,11 @@ pub trait Backend: Sized + 'static {
 
     /// What this device is.
     fn info(&self) -> &DeviceInfo;
+
+    /// What was done so far, where that is counted.
+    fn stats(&self) -> Option<Stats> {
+        None
+    }
 
     /// What a size is rounded up to in a [`StepKey`]. A backend that keeps recordings answers the
     /// next of a few buckets; one that runs ops as they are recorded gains nothing from padding,

@@ -13,6 +13,9 @@ use crate::error::RunError;
 /// constants of transformers' `ActQuant`.) Where a value of the row is NaN or infinite, `s` is NaN
 /// and `q` zeros: every product of the row is then NaN, so that the fault reaches the logits and is
 /// reported.
+///
+/// Rows that an op of the same step reads belong to that step: a backend that computes them where
+/// they are read need not write them here.
 #[repr(C)] // so that `check` may view a checked backend's struct as the inner backend's
 pub struct Quantized<B: Backend> {
     /// `q`, row `t` at `t · quantized_stride(width)`, zero beyond the width.

@@ -88,6 +88,7 @@ impl<B: Backend> Executor<B> {
         let decode = |sequences, pages, logits| StepKey {
             tokens: sequences,
             sequences,
+            queries: 1,
             pages,
             logit_rows: sequences,
             logits,

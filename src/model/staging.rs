@@ -98,6 +98,7 @@ impl Staging {
         let sizes = StepKey {
             tokens,
             sequences: batch.sequences.len(),
+            queries: batch.sequences.iter().map(|s| s.tokens.len()).max().unwrap_or(0),
             pages: self.longest().div_ceil(PAGE_TOKENS),
             logit_rows: self.rows(),
             logits: match batch.purpose {
@@ -131,6 +132,7 @@ impl Staging {
         StepKey {
             tokens: bucket(sizes.tokens).min(self.reserve.step_tokens),
             sequences: bucket(sizes.sequences).min(self.most_sequences()),
+            queries: bucket(sizes.queries).min(self.reserve.step_tokens),
             pages: bucket(sizes.pages).min(self.reserve.max_pages()),
             logit_rows: bucket(sizes.logit_rows).min(most_rows),
             ..sizes

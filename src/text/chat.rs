@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Map;
 
 use super::bounds::{self, MAX_BYTES, fail};
-use super::caught::caught;
 use super::{jinja, pythonic};
+use crate::caught::caught;
 use crate::error::{LoadError, SubmitError};
 
 /// Instructions that one rendering may execute: a few hundred per message are usual, and templates

@@ -5,7 +5,6 @@
 //! comes out, and [`ChatTemplate`] turns a conversation into the text that a model was trained on.
 
 mod bounds;
-mod caught;
 pub mod chat;
 mod control;
 mod decoder;
@@ -14,7 +13,7 @@ mod pythonic;
 mod stop;
 pub mod tokenizer;
 
-pub use caught::catching_panics;
+pub use crate::caught::catching_panics;
 pub use chat::{ChatOptions, ChatTemplate, Message};
 pub use decoder::Detokenizer;
 pub use stop::{StopMatcher, StopStep};

@@ -19,10 +19,10 @@ use tokenizers::{
     PreTokenizer, Token,
 };
 
-use super::caught::caught;
 use super::chat::{ChatOptions, ChatTemplate, Message};
 use super::control::ControlTexts;
 use super::decoder::{self, Detokenizer, Stage};
+use crate::caught::caught;
 use crate::error::{LoadError, SubmitError};
 
 /// Ids from here on are refused. The largest vocabularies in use are below 2²⁰, and tables of

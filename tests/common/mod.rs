@@ -12,6 +12,8 @@ pub(crate) mod ops;
 pub(crate) mod rng;
 pub(crate) mod run;
 pub(crate) mod toy;
+#[cfg(feature = "wgpu")]
+pub(crate) mod wgpu;
 pub(crate) mod workload;
 
 use trine::backend::Backend;
@@ -29,6 +31,10 @@ pub(crate) fn on_every_backend(body: &impl Body) {
     // Its ops are compared with themselves, which shows that the tests' own arithmetic is right.
     named("reference", || body.run(&Reference::new));
     named("toy", || body.run(&toy::Toy::new));
+    #[cfg(feature = "wgpu")]
+    for (name, gpu, options) in wgpu::backends() {
+        named(name, || body.run(&|| trine::backend::wgpu::Wgpu::new(&gpu, options)));
+    }
     for isa in Isa::available() {
         for threads in 1..=3 {
             let options = CpuOptions::default().isa(isa).threads(threads);

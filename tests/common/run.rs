@@ -123,6 +123,7 @@ pub(crate) fn run_ops<B: Backend>(
     let key = StepKey {
         tokens: CALLS.fetch_add(1, Ordering::Relaxed),
         sequences: 0,
+        queries: 0,
         pages: 0,
         logit_rows: 0,
         logits: LogitUse::Keep,

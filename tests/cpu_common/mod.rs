@@ -89,6 +89,7 @@ pub fn bits(values: &[f32]) -> Vec<u32> {
 const KEY: StepKey = StepKey {
     tokens: 0,
     sequences: 0,
+    queries: 0,
     pages: 0,
     logit_rows: 0,
     logits: LogitUse::Keep,

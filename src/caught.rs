@@ -1,4 +1,5 @@
-//! Panics of the libraries that read files: a hostile tokenizer or template must end in an error.
+//! Panics of libraries that must end in an error: those that read files, where the file is hostile,
+//! and wgpu, where the device is lost.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -17,7 +18,7 @@ pub fn catching_panics() -> bool {
 }
 
 /// Runs `read`, which works on values that nobody sees again if it panics.
-pub(super) fn caught<T>(read: impl FnOnce() -> T) -> Result<T, Box<dyn Any + Send>> {
+pub(crate) fn caught<T>(read: impl FnOnce() -> T) -> Result<T, Box<dyn Any + Send>> {
     let outer = CATCHING.replace(true);
     let result = catch_unwind(AssertUnwindSafe(read));
     CATCHING.set(outer);

@@ -1,0 +1,92 @@
+// uses: half
+// The product of `ops::LmHead`: logits of a piece of the table's rows, for `ROWS` rows of the pass
+// at a time. The norm is `rms_norm`.
+//
+// 32 threads take a row of the table: thread `t` its elements `2t`, `2t + 1`, `2t + 64` and so on,
+// in this order, and a tree adds up the 32 sums. So a logit's bits depend neither on how many rows
+// there are nor on the piece that it is in. A group of 32 has `FEATURES` rows at once, which share
+// what is read of the input.
+
+struct Params {
+    rows: u32,
+    width: u32,
+    // Rows of the table, and of this piece: `first .. first + count`.
+    vocabulary: u32,
+    first: u32,
+    count: u32,
+    // Words from one row of the table to the next.
+    stride: u32,
+}
+var<immediate> p: Params;
+
+// The table's type: 0 bf16, 1 f16, 2 f32; `table::float_code`.
+override FLOAT: u32 = 0u;
+// Rows of the input per workgroup: up to 8.
+override ROWS: u32 = 1u;
+
+const FEATURES = 4u;
+
+@group(0) @binding(0) var<storage, read> input: array<f32>;
+@group(0) @binding(1) var<storage, read> table: array<u32>;
+@group(0) @binding(2) var<storage, read_write> logits: array<f32>;
+
+var<workgroup> partial_sums: array<f32, WORKGROUP>;
+
+// Elements `2 i` and `2 i + 1` of a row; 0 beyond the width.
+fn pair(row: u32, i: u32) -> vec2<f32> {
+    let start = row * p.stride;
+    if (FLOAT == 2u) {
+        let second = select(0u, table[start + min(2u * i + 1u, p.stride - 1u)], 2u * i + 1u < p.width);
+        return vec2<f32>(bitcast<f32>(table[start + 2u * i]), bitcast<f32>(second));
+    }
+    let word = table[start + i];
+    if (FLOAT == 1u) {
+        return unpack_half(word);
+    }
+    return vec2<f32>(bitcast<f32>(word << 16u), bitcast<f32>(word & 0xffff0000u));
+}
+
+@compute @workgroup_size(256)
+fn main(thread: Thread) {
+    let lane = thread.index % 32u;
+    let group = flat_group(thread) * 8u + thread.index / 32u;
+    let first_row = thread.group.z * ROWS;
+    let pairs = (p.width + 1u) / 2u;
+    var sums: array<vec4<f32>, 8>;
+    for (var r = 0u; r < ROWS; r++) {
+        sums[r] = vec4<f32>();
+    }
+    for (var i = lane; i < pairs; i += 32u) {
+        var w: array<vec2<f32>, FEATURES>;
+        for (var f = 0u; f < FEATURES; f++) {
+            w[f] = pair(min(group * FEATURES + f, p.count - 1u), i);
+        }
+        for (var r = 0u; r < ROWS; r++) {
+            let start = min(first_row + r, p.rows - 1u) * p.width;
+            let x0 = input[start + 2u * i];
+            // The width may be odd; the table's padding is zero.
+            let x1 = input[start + min(2u * i + 1u, p.width - 1u)];
+            for (var f = 0u; f < FEATURES; f++) {
+                sums[r][f] = fma(w[f].y, x1, fma(w[f].x, x0, sums[r][f]));
+            }
+        }
+    }
+    for (var r = 0u; r < ROWS; r++) {
+        for (var f = 0u; f < FEATURES; f++) {
+            partial_sums[thread.index] = sums[r][f];
+            workgroupBarrier();
+            for (var distance = 1u; distance < 32u; distance <<= 1u) {
+                if (lane % (2u * distance) == 0u) {
+                    partial_sums[thread.index] += partial_sums[thread.index + distance];
+                }
+                workgroupBarrier();
+            }
+            let feature = group * FEATURES + f;
+            let row = first_row + r;
+            if (lane == 0u && feature < p.count && row < p.rows) {
+                logits[row * p.vocabulary + p.first + feature] = partial_sums[thread.index];
+            }
+            workgroupBarrier();
+        }
+    }
+}

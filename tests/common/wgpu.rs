@@ -1,0 +1,43 @@
+//! The wgpu backend on every adapter of this machine, in the variants that each can run.
+//!
+//! Adapters are opened once for each test binary. Where `TRINE_REQUIRE_ADAPTERS` is set to a
+//! number, fewer adapters than that fail the test instead of passing it by.
+
+use std::sync::OnceLock;
+
+use trine::backend::wgpu::{Gpu, GpuOptions, Wgpu, WgpuOptions, adapters};
+
+/// An adapter, opened in one of its variants.
+pub(crate) struct Opened {
+    pub(crate) name: String,
+    pub(crate) gpu: Gpu,
+}
+
+/// Every adapter, in every variant that makes a difference.
+pub(crate) fn opened() -> &'static [Opened] {
+    static OPENED: OnceLock<Vec<Opened>> = OnceLock::new();
+    OPENED.get_or_init(|| {
+        let adapters = adapters();
+        let required = std::env::var("TRINE_REQUIRE_ADAPTERS").ok();
+        let required = required.map_or(0, |number| number.parse().expect("a number of adapters"));
+        assert!(adapters.len() >= required, "{} of {required} adapters are here", adapters.len());
+        let plain = GpuOptions::default().subgroups(false).packed_dot(false).f16(false);
+        let variants = |options| {
+            let adapters = adapters.clone();
+            adapters.into_iter().map(move |adapter| {
+                let name = format!("{} {options:?}", adapter.description());
+                let gpu = Gpu::of(adapter, options).unwrap_or_else(|error| panic!("{error}"));
+                Opened { name, gpu }
+            })
+        };
+        variants(GpuOptions::default()).chain(variants(plain)).collect()
+    })
+}
+
+/// The backends that generic tests run on: each adapter fused, and the plain variants unfused.
+pub(crate) fn backends() -> impl Iterator<Item = (&'static str, Gpu, WgpuOptions)> {
+    opened().iter().map(|opened| {
+        let fused = opened.gpu.variant().packed_dot;
+        (opened.name.as_str(), opened.gpu.clone(), WgpuOptions::default().fused(fused))
+    })
+}
