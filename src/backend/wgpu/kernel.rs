@@ -59,6 +59,7 @@ const FILES: &[(&str, &str)] = &[
     ("rope_append_kv", include_str!("../../../shaders/rope_append_kv.wgsl")),
     ("sample", include_str!("../../../shaders/sample.wgsl")),
     ("sample_greedy", include_str!("../../../shaders/sample_greedy.wgsl")),
+    ("sample_logprobs", include_str!("../../../shaders/sample_logprobs.wgsl")),
     ("score", include_str!("../../../shaders/score.wgsl")),
     ("ternary_matmul", include_str!("../../../shaders/ternary_matmul.wgsl")),
     ("ternary_matmul_fused", include_str!("../../../shaders/ternary_matmul_fused.wgsl")),
@@ -83,9 +84,15 @@ const SHARED: &[(&str, [&str; 2])] = &[
         ],
     ),
     ("activation", [include_str!("../../../shaders/prelude/activation.wgsl"); 2]),
+    ("exact", [include_str!("../../../shaders/prelude/exact.wgsl"); 2]),
+    ("log_sum", [include_str!("../../../shaders/prelude/log_sum.wgsl"); 2]),
     ("norm", [include_str!("../../../shaders/prelude/norm.wgsl"); 2]),
+    ("order", [include_str!("../../../shaders/prelude/order.wgsl"); 2]),
+    ("random", [include_str!("../../../shaders/prelude/random.wgsl"); 2]),
     ("reduce", [include_str!("../../../shaders/prelude/reduce.wgsl"); 2]),
     ("rope", [include_str!("../../../shaders/prelude/rope.wgsl"); 2]),
+    ("sample_row", [include_str!("../../../shaders/prelude/sample_row.wgsl"); 2]),
+    ("select", [include_str!("../../../shaders/prelude/select.wgsl"); 2]),
     ("softmax", [include_str!("../../../shaders/prelude/softmax.wgsl"); 2]),
     ("ternary", [include_str!("../../../shaders/prelude/ternary.wgsl"); 2]),
 ];
@@ -252,10 +259,7 @@ impl Kernels {
     }
 }
 
-fn layouts(
-    device: &wgpu::Device,
-    access: &str,
-) -> (wgpu::BindGroupLayout, wgpu::PipelineLayout) {
+fn layouts(device: &wgpu::Device, access: &str) -> (wgpu::BindGroupLayout, wgpu::PipelineLayout) {
     let entries: Vec<_> = (access.bytes().enumerate())
         .map(|(binding, access)| wgpu::BindGroupLayoutEntry {
             binding: binding as u32,
