@@ -40,40 +40,36 @@ pub(crate) struct Devices {
 
 impl Devices {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
-        let devices = devices();
-        let mut values: Vec<Value> = devices.iter().map(as_json).collect();
-        if !self.json && !self.test {
-            output::text(&output::columns(&table(&devices)))?;
-        }
-        if self.model.is_named() {
+        let model = if self.model.is_named() {
             let files = self.model.open()?;
             let needed = Needed::of(&files, &ModelOptions::default().reserve(files.config())?);
+            Some((files.name, needed))
+        } else {
+            None
+        };
+        let devices = devices();
+        let mut values: Vec<Value> = devices.iter().map(as_json).collect();
+        if let Some((_, needed)) = &model {
             for (device, value) in devices.iter().zip(&mut values) {
                 value["model"] = needed.json(device);
-            }
-            if !self.json && !self.test {
-                let mut rows = vec![
-                    vec!["MODEL".to_owned(), files.name.clone()],
-                    vec!["memory".to_owned(), needed.arithmetic()],
-                ];
-                let verdict =
-                    |device: &DeviceStatus| vec![device.name.clone(), needed.verdict(device)];
-                rows.extend(devices.iter().map(verdict));
-                output::text(&format!("\n{}", output::columns(&rows)))?;
             }
         }
         let failed = if self.test { self.test(&devices, &mut values)? } else { 0 };
         if self.json {
             output::json(&values)?;
-        }
-        match failed {
-            0 => Ok(()),
-            _ => {
-                let there = devices.iter().filter(|device| device.state.is_ok()).count();
-                let message = format!("{failed} of {there} devices failed; their lines say why");
-                Err(Partly { message, bad_input: false }.into())
+        } else if !self.test {
+            output::text(&output::columns(&table(&devices)))?;
+            if let Some((name, needed)) = &model {
+                let rows = output::columns(&who_runs(name, needed, &devices));
+                output::text(&format!("\n{rows}"))?;
             }
         }
+        if failed == 0 {
+            return Ok(());
+        }
+        let there = devices.iter().filter(|device| device.state.is_ok()).count();
+        let message = format!("{failed} of {there} devices failed; their lines say why");
+        Err(Partly { message, bad_input: false }.into())
     }
 
     /// Tests every device. How many failed.
@@ -110,6 +106,22 @@ impl Devices {
         }
         Ok(failed)
     }
+}
+
+/// A line for each device that a model may run on.
+fn who_runs(name: &str, needed: &Needed, devices: &[DeviceStatus]) -> Vec<Vec<String>> {
+    let row = |name: &str, value: String| vec![name.to_owned(), value];
+    let mut rows = vec![row("MODEL", name.to_owned()), row("memory", needed.arithmetic())];
+    let there = devices.iter().filter(|device| device.state.is_ok());
+    rows.extend(there.map(|device| {
+        let memory = device.memory.map_or("unknown".into(), output::bytes);
+        let verdict = match needed.fits(device) {
+            Ok(()) => format!("yes: {} of {memory}", output::bytes(needed.sum())),
+            Err(reason) => format!("no: {reason}"),
+        };
+        row(&device.name, verdict)
+    }));
+    rows
 }
 
 /// A line for each device.
