@@ -4,8 +4,8 @@ use std::sync::OnceLock;
 
 use crate::error::LoadError;
 
-/// Storage buffers that the widest kernel binds; WebGPU promises 8.
-pub const STORAGE_BUFFERS: u32 = 12;
+/// Storage buffers that a kernel may bind; WebGPU promises 8, and wgpu gives 10 on small adapters.
+pub const STORAGE_BUFFERS: u32 = 10;
 
 /// Bytes of workgroup memory that kernels use at most, which is what WebGPU promises.
 pub const WORKGROUP_BYTES: u32 = 16 << 10;

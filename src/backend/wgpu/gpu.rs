@@ -87,7 +87,10 @@ impl Gpu {
             subgroups: wanted(options.subgroups, has(wgpu::Features::SUBGROUP), "subgroups")?,
             // WGSL has it everywhere; where the device does not, it is what the plain one is.
             packed_dot: options.packed_dot.unwrap_or(true),
-            f16: wanted(options.f16, has(wgpu::Features::SHADER_F16), "type f16")?,
+            // Not by default: the plain form compiles to the same instruction, and Mesa 22.3 reads
+            // a bitcast to two f16 as something else.
+            f16: options.f16.unwrap_or(false)
+                && wanted(options.f16, has(wgpu::Features::SHADER_F16), "type f16")?,
         };
         let mut features = wgpu::Features::IMMEDIATES;
         features.set(wgpu::Features::SUBGROUP, variant.subgroups);
@@ -136,10 +139,10 @@ impl Gpu {
     /// Compiles every kernel that a model may need; `progress` hears how many of how many are done.
     /// What is compiled is kept on disk where the driver supports it.
     pub fn warm(&self, progress: &mut dyn FnMut(usize, usize)) -> Result<(), LoadError> {
-        self.0.kernels.warm(progress).map_err(|error| LoadError::Device {
-            device: self.adapter().name(),
-            reason: error,
-        })
+        self.0
+            .kernels
+            .warm(progress)
+            .map_err(|error| LoadError::Device { device: self.adapter().name(), reason: error })
     }
 
     /// What it is, with the variants of the kernels.
