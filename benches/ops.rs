@@ -48,6 +48,7 @@ impl TernaryRows for AnyCodes {
 const KEY: StepKey = StepKey {
     tokens: 0,
     sequences: 0,
+    queries: 0,
     pages: 0,
     logit_rows: 0,
     logits: LogitUse::Keep,

@@ -45,14 +45,19 @@ fn main(thread: Thread) {
     let weight_at = ((feature / 16u) * p.blocks * 16u + feature % 16u) * 4u + part;
 
     var products = array<vec4<i32>, 4>();
+    var word = weights[weight_at];
+    var brought = values[value_at];
     for (var block = 0u; block < p.blocks; block++) {
-        let word = weights[weight_at + block * 64u];
         let codes = vec4<u32>(word, word >> 2u, word >> 4u, word >> 6u) & vec4<u32>(0x03030303u);
-        let brought = values[value_at + block * 4u];
         workgroupBarrier();
         row_tile[line * PITCH + part] = brought;
         feature_tile[line * PITCH + part] = codes;
         workgroupBarrier();
+        // The next block is on its way while this one is multiplied.
+        if (block + 1u < p.blocks) {
+            word = weights[weight_at + (block + 1u) * 64u];
+            brought = values[value_at + (block + 1u) * 4u];
+        }
         for (var k = 0u; k < 4u; k++) {
             let f0 = feature_tile[x * PITCH + k];
             let f1 = feature_tile[(x + 16u) * PITCH + k];

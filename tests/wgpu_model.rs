@@ -1,0 +1,173 @@
+//! The whole model on GPUs: what transformers computes, the CPU's text, and the same bits however
+//! a step is enqueued. On every adapter of the machine, in every variant.
+#![cfg(feature = "wgpu")]
+
+mod common;
+mod fixture;
+
+use std::path::Path;
+
+use common::model::{awkward_models, roomy};
+use common::run::{bits, generate, ids, keep_last, load, part, sampled_part, session, step_logits};
+use common::wgpu::{Opened, opened};
+use common::workload::{greedy, sampled, workload};
+use trine::backend::cpu::{Cpu, CpuOptions};
+use trine::backend::wgpu::{Wgpu, WgpuOptions};
+use trine::backend::{KvType, PAGE_TOKENS};
+use trine::checkpoint;
+use trine::model::activations::Reserve;
+use trine::model::executor::{Executor, StepExecutor};
+
+/// The fixtures whose activations lie on rounding boundaries on purpose: they ask for IEEE division
+/// and square root, which WGSL does not promise.
+const NEEDS_IEEE: &str = "bitnet_ties";
+
+fn backend(opened: &Opened, options: WgpuOptions) -> Wgpu {
+    Wgpu::new(&opened.gpu, options)
+}
+
+#[test]
+fn it_agrees_with_transformers() {
+    let mut wrong = Vec::new();
+    for opened in opened() {
+        for name in fixture::NAMES {
+            let fixture = fixture::load(name);
+            let checkpoint = checkpoint::open(&fixture.folder).expect("opens");
+            let device = backend(opened, WgpuOptions::default());
+            let mut executor =
+                Executor::load(device, &checkpoint, fixture::reserve(), &mut |_, _| {})
+                    .unwrap_or_else(|error| panic!("{name}: {error}"));
+            for case in &fixture.cases {
+                let output = fixture::run(&mut executor, case)
+                    .unwrap_or_else(|error| panic!("{name} {}: {error}", case.name));
+                for failure in fixture::failures(case, &output) {
+                    if *name == NEEDS_IEEE {
+                        eprintln!("{}: {name} {}: {failure}", opened.name, case.name);
+                    } else {
+                        wrong.push(format!("{}: {name} {}: {failure}", opened.name, case.name));
+                    }
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Text of the demo model: the CPU's tokens, up to where its first two logits are so close that a
+/// rounding may turn them over.
+#[test]
+fn the_demo_model_says_what_it_says_on_the_cpu() {
+    const NEAR_TIE: f32 = 0.8;
+    let checkpoint = checkpoint::open(Path::new("models/demo")).expect("opens");
+    let reserve = Reserve {
+        context: 128,
+        sequences: 1,
+        step_tokens: 128,
+        kv_pages: 128 / PAGE_TOKENS,
+        kv_type: KvType::F16,
+    };
+    let cpu = || Cpu::new(CpuOptions::default()).expect("a CPU");
+    let prompt: Vec<u32> = (0..24).map(|i| 40 + i * 17 % 200).collect();
+    let expected = ids(&generate(&mut session(cpu(), &checkpoint, reserve), &prompt, &greedy(64))
+        .expect("generates"));
+    // The margin at each token of the answer.
+    let mut executor = load(cpu(), &checkpoint, reserve);
+    let all: Vec<u32> = prompt.iter().chain(&expected).copied().collect();
+    let pages: Vec<u32> = (0..reserve.kv_pages as u32).collect();
+    let near_tie = (0..expected.len()).find(|&n| {
+        let tokens = &all[..prompt.len() + n];
+        let logits = step_logits(&mut executor, vec![keep_last(part(0, 0, tokens, &pages))]);
+        let mut sorted = logits;
+        sorted.sort_by(|a, b| b.total_cmp(a));
+        sorted[0] - sorted[1] < NEAR_TIE
+    });
+    let sure = near_tie.unwrap_or(expected.len());
+    for opened in opened() {
+        let device = backend(opened, WgpuOptions::default());
+        let answer = generate(&mut session(device, &checkpoint, reserve), &prompt, &greedy(64));
+        let found = ids(&answer.expect("generates"));
+        let equal = expected.iter().zip(&found).take_while(|(a, b)| a == b).count();
+        eprintln!("{}: {equal} of 64 tokens equal, near-tie at {sure}", opened.name);
+        assert_eq!(found.len(), expected.len());
+        assert!(equal >= sure, "{}: {equal} tokens, expected {sure}", opened.name);
+    }
+}
+
+/// Fused or not, replayed or not, one step per submission or several: the same answers.
+#[test]
+fn how_a_step_is_enqueued_changes_nothing() {
+    for opened in opened() {
+        for model in awkward_models() {
+            let plain = WgpuOptions::default().fused(false).replay(false).burst(1);
+            let expected = workload(&mut session(backend(opened, plain), &model, roomy()));
+            for options in [
+                WgpuOptions::default(),
+                WgpuOptions::default().replay(false),
+                WgpuOptions::default().fused(false),
+                WgpuOptions::default().burst(4),
+            ] {
+                let found = workload(&mut session(backend(opened, options), &model, roomy()));
+                assert_eq!(expected, found, "{} {options:?} {:?}", opened.name, model.config);
+            }
+        }
+    }
+}
+
+/// Variants differ in how they get there, not in where.
+#[test]
+fn variants_of_one_adapter_give_the_same_bits() {
+    let model = &awkward_models()[0];
+    let mut first: Vec<(String, Vec<u32>)> = Vec::new();
+    for opened in opened() {
+        let mut executor = load(backend(opened, WgpuOptions::default()), model, roomy());
+        let logits =
+            step_logits(&mut executor, vec![keep_last(part(0, 0, &[1, 2, 3, 4, 5], &[0]))]);
+        let name = opened.gpu.adapter().name();
+        match first.iter().find(|(other, _)| *other == name) {
+            Some((_, expected)) => assert_eq!(expected, &bits(&logits), "{}", opened.name),
+            None => first.push((name, bits(&logits))),
+        }
+    }
+}
+
+/// The first time that a step runs is like every other.
+#[test]
+fn a_replayed_step_equals_the_first() {
+    for opened in opened() {
+        let model = &awkward_models()[0];
+        let mut executor = load(backend(opened, WgpuOptions::default()), model, roomy());
+        let mut run = || {
+            step_logits(&mut executor, vec![part(0, 0, &[1, 2, 3], &[0])]);
+            let one = keep_last(part(0, 3, &[7], &[0]));
+            bits(&step_logits(&mut executor, vec![one]))
+        };
+        let first = run();
+        for _ in 0..5 {
+            assert_eq!(first, run(), "{}", opened.name);
+        }
+        let _ = sampled_part;
+    }
+}
+
+/// Decoding takes no more memory with every step.
+#[test]
+fn nothing_is_allocated_per_step() {
+    for opened in opened() {
+        let model = &awkward_models()[0];
+        let mut session = session(backend(opened, WgpuOptions::default()), model, roomy());
+        let allocated = || {
+            let report = opened.gpu.device().generate_allocator_report();
+            report.map(|report| (report.total_allocated_bytes, report.allocations.len()))
+        };
+        for params in [greedy(8), sampled(8)] {
+            generate(&mut session, &[1, 2, 3], &params).expect("generates");
+        }
+        let before = allocated();
+        for _ in 0..5 {
+            for params in [greedy(20), sampled(20)] {
+                generate(&mut session, &[1, 2, 3], &params).expect("generates");
+            }
+        }
+        assert_eq!(before, allocated(), "{}", opened.name);
+    }
+}
