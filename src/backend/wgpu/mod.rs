@@ -24,6 +24,7 @@ mod lm_head;
 mod memory;
 mod packed;
 mod paged_attention;
+mod probe;
 mod record;
 mod rms_norm;
 mod rms_norm_quantize;
@@ -39,7 +40,7 @@ use std::time::{Duration, Instant};
 
 pub use adapters::{Adapter, IMMEDIATE_BYTES, STORAGE_BUFFERS, WORKGROUP_BYTES, adapters, choose};
 pub use gpu::{Gpu, GpuOptions, Variant};
-pub use kernel::{shader_source, shaders};
+pub use kernel::{Kernel, kernels, shader_source, shaders};
 pub use kv::KvCache;
 pub use memory::Buffer;
 pub use packed::TernaryMatrix;
@@ -53,7 +54,6 @@ use crate::tensor::HostTable;
 use crate::ternary::TernaryRows;
 use bind::Binder;
 use dispatch::Dispatch;
-use kernel::Kernel;
 use memory::{Owned, Raw, Readback, Readbacks};
 
 /// Bytes of host memory that step inputs are staged in at a time; larger ones get their own.
