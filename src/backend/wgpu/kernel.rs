@@ -270,7 +270,7 @@ impl Kernels {
     fn save(&self) {
         let Some((cache, Some(file))) = &self.cache else { return };
         let Some(data) = cache.get_data() else { return };
-        if std::fs::metadata(file).is_ok_and(|found| found.len() == data.len() as u64) {
+        if std::fs::read(file).is_ok_and(|found| found == data) {
             return; // what is there already
         }
         let temporary = file.with_extension(format!("{}.tmp", std::process::id()));

@@ -114,6 +114,11 @@ impl TernaryMatrix {
         self.cols
     }
 
+    /// How many pieces there are.
+    pub fn pieces(&self) -> usize {
+        self.parts.len()
+    }
+
     pub(super) fn parts(&self) -> Vec<MatrixPart> {
         let of = |part: &Part| MatrixPart {
             codes: part.codes.raw.clone(),
