@@ -191,7 +191,7 @@ fn an_error_that_another_user_of_the_device_provokes_is_named() {
         check(&work.whole().expect("nothing is wrong yet"));
         work.run().expect("nothing is wrong yet");
         let pending = work.fetch().expect("nothing is wrong yet");
-        gpu.device().create_buffer(&wgpu::BufferDescriptor {
+        let _ = gpu.device().create_buffer(&wgpu::BufferDescriptor {
             label: Some("planted"),
             size: 64,
             usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::STORAGE,

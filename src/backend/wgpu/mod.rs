@@ -188,7 +188,10 @@ impl Wgpu {
             Err(lost.into())
         });
         // What the device reported explains more than what failed after it.
-        let fault = self.gpu.0.faults.get();
+        let fault = match (&result, self.gpu.0.faults.get()) {
+            (Ok(_), None) => None,
+            (_, fault) => self.gpu.fault().or(fault),
+        };
         match (result, fault) {
             (Ok(result), None) => Ok(result),
             (Err(reason), None) | (_, Some(reason)) => Err(self.fault(doing, reason)),
@@ -411,8 +414,12 @@ impl Backend for Wgpu {
             }
         }
         if readback.state() == 2 {
-            let lost = || "the copy to the host failed: the device was lost".to_owned();
-            return Err(self.fault(DOING, self.gpu.0.faults.get().unwrap_or_else(lost)));
+            let fault = self.gpu.fault().unwrap_or_else(|| {
+                let failed = "the copy to the host failed";
+                self.gpu.0.faults.set(failed.into());
+                failed.into()
+            });
+            return Err(self.fault(DOING, fault));
         }
         let bytes = (pending.len * size_of::<T>()) as u64;
         let values = {
