@@ -9,6 +9,9 @@ use crate::backend::cpu::{Cpu, CpuOptions};
 use crate::backend::select::{DeviceName, NO_CUDA};
 use crate::error::LoadError;
 
+/// A model on a device, or why not.
+type Loaded = Result<Box<dyn StepExecutor>, LoadError>;
+
 /// How to open a device.
 #[derive(Debug, Clone, Default)]
 pub struct DeviceOptions {
@@ -67,7 +70,7 @@ struct Job<'a> {
 /// A device that `auto` may choose.
 struct Candidate<'c, J> {
     name: String,
-    load: Box<dyn FnOnce(&mut J) -> Result<Box<dyn StepExecutor>, LoadError> + 'c>,
+    load: Box<dyn FnOnce(&mut J) -> Loaded + 'c>,
 }
 
 /// The devices that `auto` tries before the CPU.
@@ -86,10 +89,7 @@ fn candidates<'c, 'a>() -> Vec<Candidate<'c, Job<'a>>> {
 }
 
 /// Loads on the first candidate that can, else on the CPU.
-fn first_that_loads<'a>(
-    job: &mut Job<'a>,
-    candidates: Vec<Candidate<'_, Job<'a>>>,
-) -> Result<Box<dyn StepExecutor>, LoadError> {
+fn first_that_loads<'a>(job: &mut Job<'a>, candidates: Vec<Candidate<'_, Job<'a>>>) -> Loaded {
     for Candidate { name, load } in candidates {
         match load(job) {
             Err(
@@ -104,16 +104,13 @@ fn first_that_loads<'a>(
     on_cpu(job)
 }
 
-fn on_cpu(job: &mut Job<'_>) -> Result<Box<dyn StepExecutor>, LoadError> {
+fn on_cpu(job: &mut Job<'_>) -> Loaded {
     let options = CpuOptions { threads: job.options.threads, ..CpuOptions::default() };
     load(Cpu::new(options)?, job, 0)
 }
 
 #[cfg(feature = "wgpu")]
-fn on_wgpu(
-    adapter: crate::backend::wgpu::Adapter,
-    job: &mut Job<'_>,
-) -> Result<Box<dyn StepExecutor>, LoadError> {
+fn on_wgpu(adapter: crate::backend::wgpu::Adapter, job: &mut Job<'_>) -> Loaded {
     use super::weights::PROJECTIONS;
     use crate::backend::wgpu::{Gpu, GpuOptions, Wgpu, WgpuOptions};
 
@@ -138,11 +135,7 @@ fn on_wgpu(
 }
 
 /// Loads on a backend that has `kernels` kernels ready.
-fn load<B: Backend>(
-    backend: B,
-    job: &mut Job<'_>,
-    kernels: usize,
-) -> Result<Box<dyn StepExecutor>, LoadError> {
+fn load<B: Backend>(backend: B, job: &mut Job<'_>, kernels: usize) -> Loaded {
     let (source, reserve) = (job.source, job.reserve);
     let progress = &mut |done, of| (job.progress)(kernels + done, kernels + of);
     Ok(if job.options.check {

@@ -66,7 +66,7 @@ fn a_model_fits_or_not_with_the_numbers() {
     }
     let text = line("devices --model models/demo").good();
     assert!(text.contains("models/demo") && text.contains("KV cache for"), "{text}");
-    let cpu = text.lines().filter(|line| line.starts_with("cpu")).next_back().unwrap();
+    let cpu = text.lines().rfind(|line| line.starts_with("cpu")).unwrap();
     assert!(cpu.contains("yes"), "{text}");
 }
 
