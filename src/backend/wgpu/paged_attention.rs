@@ -31,7 +31,7 @@ const _: () = assert!(KEY_BLOCK == WORKGROUP as usize);
 
 fn kernel(tile: usize, f16: u32, split: bool, fused: bool) -> Kernel {
     KERNEL
-        .with("TILE", tile as u32)
+        .with("QUERIES", tile as u32)
         .with("KV_F16", f16)
         .with("SPLIT", u32::from(split))
         .with("FUSED", u32::from(fused))
