@@ -54,10 +54,7 @@ const FILES: &[(&str, &str)] = &[
     ("gate_norm_quantize", include_str!("../../../shaders/gate_norm_quantize.wgsl")),
     ("lm_head", include_str!("../../../shaders/lm_head.wgsl")),
     ("paged_attention", include_str!("../../../shaders/paged_attention.wgsl")),
-    (
-        "paged_attention_combine",
-        include_str!("../../../shaders/paged_attention_combine.wgsl"),
-    ),
+    ("paged_attention_combine", include_str!("../../../shaders/paged_attention_combine.wgsl")),
     ("rms_norm", include_str!("../../../shaders/rms_norm.wgsl")),
     ("rms_norm_quantize", include_str!("../../../shaders/rms_norm_quantize.wgsl")),
     ("rope_append_kv", include_str!("../../../shaders/rope_append_kv.wgsl")),
