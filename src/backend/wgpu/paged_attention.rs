@@ -128,6 +128,9 @@ impl Attention {
             return shape("heads.dim", expected, heads.dim.to_string());
         }
         let (keys, values) = kv.layer(OP, *layer, heads.kv, heads.dim)?;
+        if kv.layout.pages == 0 {
+            return shape("kv", "at least a page".to_owned(), "none".to_owned());
+        }
         Ok(Self {
             rope: None,
             rows,
