@@ -63,24 +63,22 @@ fn caches_are_kept_and_bad_ones_are_ignored() {
     assert_eq!(written.len(), caching, "{written:?}");
     let read = |file: &PathBuf| std::fs::read(file).expect("it is read");
     let good: Vec<Vec<u8>> = written.iter().map(read).collect();
-    assert!(good.iter().all(|data| data.len() > 100));
+    // wgpu's header, and something of the driver's behind it, if only a header.
+    assert!(good.iter().all(|data| data.len() > 64));
 
-    // Cut short, and something else altogether.
-    for (i, file) in written.iter().enumerate() {
-        let data = if i.is_multiple_of(2) { &good[i][..good[i].len() / 2] } else { b"garbage" };
-        std::fs::write(file, data).expect("it is written");
+    // Cut short, empty, and something else altogether.
+    let spoils: [fn(&[u8]) -> Vec<u8>; 3] =
+        [|good| good[..good.len() / 2].to_vec(), |_| vec![], |_| vec![0xa5; 5000]];
+    for spoil in spoils {
+        for (file, good) in written.iter().zip(&good) {
+            std::fs::write(file, spoil(good)).expect("it is written");
+        }
+        warm(&caches);
+        assert_eq!(files(&caches), written, "nothing is left beside the caches");
+        for (file, good) in written.iter().zip(&good) {
+            assert_ne!(read(file), spoil(good), "{} is not mended", file.display());
+        }
     }
-    warm(&caches);
-    assert_eq!(files(&caches), written, "nothing is left beside the caches");
-    for (file, good) in written.iter().zip(&good) {
-        assert!(read(file).len() > good.len() / 2 + 7, "{} is not mended", file.display());
-    }
-    for (i, file) in written.iter().enumerate() {
-        let data: &[u8] = if i.is_multiple_of(2) { &[] } else { &[0xff; 5000] };
-        std::fs::write(file, data).expect("it is written");
-    }
-    warm(&caches);
-    assert_eq!(files(&caches), written, "nothing is left beside the caches");
 
     // A folder that nobody can make, not even root: its parent is a file.
     let file = folder.path().join("file");
