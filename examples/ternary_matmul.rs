@@ -32,6 +32,7 @@ fn multiply<B: Backend>(mut backend: B) -> Result<Vec<f32>, Box<dyn std::error::
     let key = StepKey {
         tokens: rows,
         sequences: 1,
+        queries: rows,
         pages: 0,
         logit_rows: 0,
         logits: LogitUse::Keep,

@@ -11,6 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use trine::backend::KvType;
+use trine::backend::select::DeviceName;
 use trine::checkpoint;
 use trine::engine::Session;
 use trine::engine::{LoadedModel, ModelOptions, SamplingParams};
@@ -148,6 +149,11 @@ fn write_checkpoint(folder: &Path) -> std::io::Result<usize> {
     Ok(ternary)
 }
 
+/// Not on a GPU that this machine may have: it is the host's memory that is watched.
+fn on_cpu() -> DeviceOptions {
+    DeviceOptions { device: DeviceName::Cpu, ..DeviceOptions::default() }
+}
+
 #[test]
 fn loading_and_running_stay_within_what_was_promised() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -160,7 +166,7 @@ fn loading_and_running_stay_within_what_was_promised() {
     let checkpoint = checkpoint::open(folder.path()).expect("opens");
     let reserve = options.reserve(checkpoint.config()).expect("fits");
     let (mut session, peak) = peak_of(|| {
-        let device = DeviceOptions::default();
+        let device = on_cpu();
         Session::new(open(&device, &checkpoint, reserve, &mut |_, _| {}).expect("loads"))
     });
     let limit = (ternary + kv) * 115 / 100 + 64_000_000;
@@ -192,7 +198,7 @@ fn what_does_not_fit_is_refused_with_the_numbers() {
     let reserve = ModelOptions::default()
         .reserve(trine::model::weights::WeightSource::config(&source))
         .expect("a valid context");
-    let result = open(&DeviceOptions::default(), &source, reserve, &mut |_, _| {});
+    let result = open(&on_cpu(), &source, reserve, &mut |_, _| {});
     let Err(error) = result else { panic!("521 GB of weights cannot fit") };
     let error = error.to_string();
     assert!(error.contains("ternary weights 521") && error.contains("available"), "{error}");

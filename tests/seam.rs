@@ -163,9 +163,69 @@ fn two_steps_in_flight_change_nothing() {
 }
 
 #[test]
-fn an_answer_given_up_with_steps_in_flight_leaves_no_trace() {
+fn a_deep_queue_changes_nothing_either() {
+    const DEPTH: usize = 6;
+    for model in awkward_models() {
+        let prompt = Rng::new(9).tokens(20, model.config.vocabulary);
+        for params in [greedy(12), sampled(12), SamplingParams { logprobs: None, ..sampled(12) }] {
+            let run = |toy: Toy| {
+                let control = toy.control();
+                let mut session = session(toy, &model, roomy());
+                let tokens = generate(&mut session, &prompt, &params).unwrap();
+                // An answer that ends after fewer tokens than the queue holds, and the next one.
+                let (short, longer) = (greedy(3), greedy(9));
+                let short = generate(&mut session, &prompt[..7], &short).unwrap();
+                let longer = generate(&mut session, &prompt[..9], &longer).unwrap();
+                let stats = *control.stats();
+                ([tokens, short, longer], stats)
+            };
+            let (deep, ran) = run(Toy::new().steps_ahead(DEPTH));
+            let (alone, ran_alone) = run(Toy::new().synchronous());
+            assert_eq!(deep, alone);
+            assert_eq!(ran.most_pending, DEPTH * ran_alone.most_pending);
+            assert_eq!(ran.runs, ran_alone.runs, "steps beyond the limit were enqueued");
+        }
+    }
+}
+
+#[test]
+fn a_stop_token_in_the_middle_of_a_deep_queue_leaves_no_trace() {
     let model = small_model();
-    let mut toy = session(Toy::new(), &model, roomy());
+    let params = SamplingParams { logprobs: None, ..sampled(12) };
+    let mut alone = session(Toy::new().synchronous(), &model, roomy());
+    let expected = generate(&mut alone, &[4, 5, 6], &params).unwrap();
+    let next = generate(&mut alone, &[4, 5, 6, 9], &greedy(8)).unwrap();
+    for depth in [1, 3, 6, 40] {
+        let toy = Toy::new().steps_ahead(depth);
+        let control = toy.control();
+        let mut deep = session(toy, &model, roomy());
+        for end in 0..expected.len() {
+            deep.reset();
+            let stop = expected[end].id;
+            let end = expected.iter().position(|token| token.id == stop).unwrap();
+            let before = control.stats().runs;
+            let stopping = SamplingParams { stop_tokens: vec![stop], ..params.clone() };
+            let found = generate(&mut deep, &[4, 5, 6], &stopping).unwrap();
+            assert_eq!(found, expected[..end], "depth {depth}");
+            let wasted = control.stats().runs - before - (end + 1);
+            assert!(wasted < depth, "{wasted} steps ran for nothing at depth {depth}");
+            // The steps that were drained wrote keys and a history beyond what was answered.
+            assert_eq!(generate(&mut deep, &[4, 5, 6, 9], &greedy(8)).unwrap(), next);
+            assert_eq!(generate(&mut deep, &[4, 5, 6], &params).unwrap(), expected);
+        }
+    }
+}
+
+#[test]
+fn an_answer_given_up_with_steps_in_flight_leaves_no_trace() {
+    for depth in [2, 6] {
+        given_up(Toy::new().steps_ahead(depth));
+    }
+}
+
+fn given_up(toy: Toy) {
+    let model = small_model();
+    let mut toy = session(toy, &model, roomy());
     let expected = generate(&mut toy, &[4, 5, 6], &greedy(6)).unwrap();
     toy.reset();
     for taken in 0..4 {

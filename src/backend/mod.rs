@@ -81,6 +81,8 @@ pub struct DeviceInfo {
     /// Steps that may be enqueued before the first of them is waited for: 2, or more where several
     /// steps go to the device at a time.
     pub steps_ahead: usize,
+    /// Whether this is a GPU that a CPU imitates: right, but slower than the CPU backend.
+    pub software: bool,
 }
 
 /// What a backend has done since it was opened, for benchmarks.
@@ -106,6 +108,7 @@ impl DeviceInfo {
             memory: None,
             asynchronous: false,
             steps_ahead: 2,
+            software: false,
         }
     }
 }

@@ -10,7 +10,8 @@ use crate::error::LoadError;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum DeviceName {
-    /// CUDA, else a discrete, then an integrated GPU through wgpu, else the CPU.
+    /// The first that can run the model: CUDA, a discrete, an integrated, a virtual GPU through
+    /// wgpu, the CPU. A software adapter is never chosen.
     #[default]
     Auto,
     /// The CPU.
@@ -63,8 +64,9 @@ pub const NO_CUDA: &str =
     "the CUDA backend is not part of this version yet; use --device cpu or --device auto";
 
 /// Why this build has no wgpu devices.
-pub const NO_WGPU: &str =
-    "the wgpu backend is not part of this version yet; use --device cpu or --device auto";
+#[cfg(not(feature = "wgpu"))]
+pub const NO_WGPU: &str = "this program was built without the wgpu backend; rebuild it with \
+                           --features wgpu, or use --device cpu or --device auto";
 
 /// One line of `trine devices`.
 #[derive(Debug, Clone, PartialEq)]
@@ -76,6 +78,38 @@ pub struct DeviceStatus {
     pub state: Result<String, String>,
     /// Bytes of memory that a model may use, where that is known.
     pub memory: Option<u64>,
+    /// What is known of it as a GPU, if it is one.
+    pub gpu: Option<GpuDetails>,
+}
+
+/// What decides how kernels run on a GPU, and whether a model fits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GpuDetails {
+    /// What it calls itself.
+    pub model: String,
+    /// `discrete GPU`, `integrated GPU`, `virtual GPU`, `software` or `unknown kind`.
+    pub kind: &'static str,
+    /// `Vulkan`, `Metal` or `DX12`.
+    pub api: &'static str,
+    /// The driver and its version.
+    pub driver: Option<String>,
+    /// Whether a CPU imitates it; such a device is used only when it is named.
+    pub software: bool,
+    /// The least and the most threads of a subgroup; `None` without subgroups.
+    pub subgroup_sizes: Option<[u32; 2]>,
+    /// Whether kernels may use the type f16.
+    pub f16: bool,
+    /// Whether the device itself multiplies packed int8, where that is known.
+    pub packed_dot: Option<bool>,
+    /// Bytes that a kernel may see in one piece.
+    pub binding_bytes: u64,
+    /// Bytes of the largest piece of memory.
+    pub buffer_bytes: u64,
+    /// Bytes of memory that a workgroup shares.
+    pub workgroup_bytes: u32,
+    /// Pieces of memory that a kernel may see.
+    pub storage_buffers: u32,
 }
 
 /// What is there on this machine, and what is not and why.
@@ -84,13 +118,66 @@ pub fn devices() -> Vec<DeviceStatus> {
         name: name.into(),
         state: Err(reason.into()),
         memory: None,
+        gpu: None,
     };
     let cpu = match Cpu::new(Default::default()) {
         Ok(cpu) => {
             let info = super::Backend::info(&cpu).clone();
-            DeviceStatus { name: info.name, state: Ok(info.description), memory: info.memory }
+            let (name, state) = (info.name, Ok(info.description));
+            DeviceStatus { name, state, memory: info.memory, gpu: None }
         }
         Err(error) => absent("cpu", &error.to_string()),
     };
-    vec![absent("cuda", NO_CUDA), absent("wgpu", NO_WGPU), cpu]
+    let mut devices = vec![absent("cuda", NO_CUDA)];
+    #[cfg(feature = "wgpu")]
+    devices.extend(wgpu_devices());
+    #[cfg(not(feature = "wgpu"))]
+    devices.push(absent("wgpu", NO_WGPU));
+    devices.push(cpu);
+    devices
+}
+
+#[cfg(feature = "wgpu")]
+fn wgpu_devices() -> Vec<DeviceStatus> {
+    use super::wgpu::{Adapter, adapters, choose};
+
+    let status = |adapter: &Adapter| {
+        let (features, limits) = (adapter.features(), adapter.limits());
+        let has = |feature| features.contains(feature);
+        let info = adapter.info();
+        let description = adapter.description();
+        DeviceStatus {
+            name: adapter.name(),
+            state: match adapter.lacks() {
+                Some(lack) => Err(format!("{description}: {lack}")),
+                None => Ok(description),
+            },
+            memory: adapter.memory(),
+            gpu: Some(GpuDetails {
+                model: info.name.clone(),
+                kind: adapter.kind(),
+                api: adapter.api(),
+                driver: adapter.driver(),
+                software: adapter.is_software(),
+                subgroup_sizes: has(::wgpu::Features::SUBGROUP)
+                    .then_some([info.subgroup_min_size, info.subgroup_max_size]),
+                f16: has(::wgpu::Features::SHADER_F16),
+                packed_dot: adapter.packed_dot(),
+                binding_bytes: limits.max_storage_buffer_binding_size,
+                buffer_bytes: limits.max_buffer_size,
+                workgroup_bytes: limits.max_compute_workgroup_storage_size,
+                storage_buffers: limits.max_storage_buffers_per_shader_stage,
+            }),
+        }
+    };
+    let mut devices: Vec<DeviceStatus> = adapters().iter().map(status).collect();
+    if devices.is_empty() {
+        let reason = choose(None).err().map(|error| match error {
+            LoadError::Device { reason, .. } => reason,
+            other => other.to_string(),
+        });
+        let state = Err(reason.unwrap_or_default());
+        devices.push(DeviceStatus { name: "wgpu".into(), state, memory: None, gpu: None });
+    }
+    devices
 }

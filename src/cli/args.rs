@@ -6,7 +6,7 @@ use clap::{ArgAction, Args, ValueEnum};
 use trine::backend::KvType;
 use trine::backend::select::DeviceName;
 use trine::engine::{LoadedModel, ModelFiles, ModelOptions, ModelSource, SamplingParams};
-use trine::error::SubmitError;
+use trine::error::{LoadError, SubmitError};
 
 use super::failure::bad_input;
 use super::output;
@@ -42,6 +42,11 @@ pub(crate) struct AnyModelArgs {
 }
 
 impl AnyModelArgs {
+    /// Whether a model is named, and not only meant.
+    pub(crate) fn is_named(&self) -> bool {
+        self.synthetic.is_some() || self.model.model.is_some()
+    }
+
     /// Opens the model's files, if it has any.
     pub(crate) fn open(&self) -> anyhow::Result<ModelFiles> {
         let source = self.synthetic.clone().map(ModelSource::Synthetic);
@@ -76,7 +81,10 @@ pub(crate) struct ContextArgs {
 /// Where and how the model runs.
 #[derive(Args, Debug)]
 pub(crate) struct DeviceArgs {
-    /// Device: auto, cpu, cuda[:N] or wgpu[:N|NAME]
+    /// Device: auto, cpu, cuda[:N] or wgpu[:N|NAME]; trine devices lists them
+    ///
+    /// A device that is named is used, or refused with the reason. auto takes the first GPU of this
+    /// machine that the model loads on, never one that a CPU imitates, else the CPU.
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = parse::device)]
     pub(crate) device: DeviceName,
     /// Threads of the CPU [default: one for each physical core]
@@ -98,6 +106,9 @@ pub(crate) struct RunArgs {
     /// Never replay a recorded step (for finding faults; the CPU never does)
     #[arg(long)]
     pub(crate) eager: bool,
+    /// Run every op as a kernel of its own (for finding faults; the CPU always does)
+    #[arg(long)]
+    pub(crate) unfused: bool,
 }
 
 impl RunArgs {
@@ -108,7 +119,8 @@ impl RunArgs {
 
     /// Options to load a model with; `kv` is the type unless the user names one.
     pub(crate) fn options(&self, kv: KvType) -> ModelOptions {
-        ModelOptions::default().check(self.check).eager(self.eager).kv_type(self.kv_type(kv))
+        let options = ModelOptions::default().check(self.check).eager(self.eager);
+        options.unfused(self.unfused).kv_type(self.kv_type(kv))
     }
 }
 
@@ -120,13 +132,26 @@ impl DeviceArgs {
     }
 }
 
-/// Loads a model behind a progress bar.
+/// Loads a model behind a progress bar, and says where it runs if that is no device of its own.
 pub(crate) fn load(files: ModelFiles, options: &ModelOptions) -> anyhow::Result<LoadedModel> {
+    let model = load_silently(files, options)?;
+    let device = model.session.executor().device();
+    if device.software {
+        output::note(format_args!("{} is {}", device.name, device.description));
+    }
+    Ok(model)
+}
+
+/// Loads a model behind a progress bar.
+pub(crate) fn load_silently(
+    files: ModelFiles,
+    options: &ModelOptions,
+) -> Result<LoadedModel, LoadError> {
     let bar = output::bar("loading");
     let progress = &mut |done, total| output::advance(&bar, done, total);
     let loaded = LoadedModel::load(files, options, progress);
     bar.finish_and_clear();
-    Ok(loaded?)
+    loaded
 }
 
 /// How the next token is picked. What is not given comes from the checkpoint's

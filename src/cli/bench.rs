@@ -1,6 +1,6 @@
 //! `trine bench`: llama-bench's tests, with the share of the memory bandwidth that was reached.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::{ArgAction, Args, ValueEnum};
 use trine::backend::KvType;
@@ -9,7 +9,7 @@ use trine::engine::{SamplingParams, Session};
 use trine::model::config::ModelConfig;
 
 use super::args::{AnyModelArgs, RunArgs, load};
-use super::bench_report::{About, Loaded, Report, Row, Test};
+use super::bench_report::{About, Host, Loaded, Report, Row, Sample, Test};
 use super::failure::bad_input;
 use super::output;
 use super::parse;
@@ -25,19 +25,24 @@ use super::parse;
 /// The share of the limit is, for tg, the bytes of weights, output head and KV cache that a token
 /// reads, times tokens per second, divided by the bandwidth at which the same threads read memory;
 /// for pp, the multiplications by weights, divided by the rate at which the same threads multiply
-/// int8. Both limits are measured by this command once the model is loaded.
+/// int8. Both limits are measured by this command once the model is loaded. On a GPU the limit is
+/// the bandwidth at which it copies its own memory, bytes read and written counted, and there is
+/// none for pp. What a GPU's host does is counted too, per token of the test: kernels launched,
+/// submissions, and the time that enqueueing took.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   trine bench --synthetic 2b4t
   trine bench -m models/bitnet-b1.58-2B-4T -p 128,512 -n 0 -t 1,2,4 -o csv
+  trine bench --device wgpu,cpu -p 64 -n 32
   trine bench --synthetic 8b -r 3 -o json > 8b.json")]
 pub(crate) struct Bench {
     #[command(flatten)]
     model: AnyModelArgs,
-    /// Device: auto, cpu, cuda[:N] or wgpu[:N|NAME]
-    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = parse::device)]
-    device: DeviceName,
+    /// Device: auto, cpu, cuda[:N] or wgpu[:N|NAME]; several with commas
+    #[arg(long, value_name = "DEVICE,…", value_delimiter = ',', default_value = "auto")]
+    #[arg(value_parser = parse::device)]
+    device: Vec<DeviceName>,
     /// Threads of the CPU; several with commas [default: one for each physical core]
     #[arg(short, long, value_name = "N,…", value_delimiter = ',', value_parser = parse::threads)]
     threads: Vec<usize>,
@@ -87,24 +92,32 @@ impl Bench {
         let files = self.model.open()?;
         let tests = self.tests(files.config())?;
         let context = tests.iter().map(Test::context).max().unwrap_or(1);
-        let mut report = Report::new(if self.json { Format::Json } else { self.output });
+        let format = if self.json { Format::Json } else { self.output };
+        let gpus =
+            self.device.iter().any(|d| matches!(d, DeviceName::Cuda(_) | DeviceName::Wgpu(_)));
+        let mut report = Report::new(format, gpus);
         let threads: Vec<Option<usize>> = match self.threads.as_slice() {
             [] => vec![None],
             given => given.iter().copied().map(Some).collect(),
         };
         let mut files = Some(files);
-        for threads in threads {
-            let options = (self.run.options(KvType::F16).device(self.device.clone()))
-                .threads(threads)
-                .context(Some(context));
-            let started = Instant::now();
-            let files = files.take().map_or_else(|| self.model.open(), Ok)?;
-            let about = About::new(&files, self.path(), self.run.kv_type(KvType::F16));
-            let mut model = load(files, &options)?;
-            let loaded = Loaded::new(&model, threads, started.elapsed())?;
-            for &test in &tests {
-                let samples = self.measure(&mut model.session, test)?;
-                report.add(Row::new(&about, &loaded, test, &samples))?;
+        for device in &self.device {
+            for &threads in &threads {
+                let options = (self.run.options(KvType::F16).device(device.clone()))
+                    .threads(threads)
+                    .context(Some(context));
+                let started = Instant::now();
+                let files = files.take().map_or_else(|| self.model.open(), Ok)?;
+                let about = About::new(&files, self.path(), self.run.kv_type(KvType::F16));
+                let mut model = load(files, &options)?;
+                let loaded = Loaded::new(&model, threads, started.elapsed())?;
+                for &test in &tests {
+                    let samples = self.measure(&mut model.session, test)?;
+                    report.add(Row::new(&about, &loaded, test, &samples))?;
+                }
+                if !loaded.is_cpu() {
+                    break; // Threads are the CPU's.
+                }
             }
         }
         report.finish()
@@ -158,7 +171,7 @@ impl Bench {
         Ok(tests)
     }
 
-    fn measure(&self, session: &mut Session, test: Test) -> anyhow::Result<Vec<Duration>> {
+    fn measure(&self, session: &mut Session, test: Test) -> anyhow::Result<Vec<Sample>> {
         let name = test.name();
         if !self.no_warmup {
             output::note(format_args!("{name}: warming up"));
@@ -166,18 +179,18 @@ impl Bench {
         }
         (1..=self.repetitions)
             .map(|repetition| {
-                let time = run_test(session, test)?;
-                let rate = output::rate(test.tokens(), time).unwrap_or(0.0);
+                let sample = run_test(session, test)?;
+                let rate = output::rate(test.tokens(), sample.time).unwrap_or(0.0);
                 let of = self.repetitions;
                 output::note(format_args!("{name}: {repetition} of {of}: {rate:.2} t/s"));
-                Ok(time)
+                Ok(sample)
             })
             .collect()
     }
 }
 
 /// Runs a test once, from an empty cache.
-fn run_test(session: &mut Session, test: Test) -> anyhow::Result<Duration> {
+fn run_test(session: &mut Session, test: Test) -> anyhow::Result<Sample> {
     session.reset();
     // A decode step has one token of its own: the first one's is the prompt.
     let prompt = random_tokens(test.depth + test.prompt.max(1), session.config().vocabulary);
@@ -187,14 +200,21 @@ fn run_test(session: &mut Session, test: Test) -> anyhow::Result<Duration> {
     generate(session, &prompt, test.decode.max(1))
 }
 
-/// Runs a prompt and takes `count` tokens; how long that took.
-fn generate(session: &mut Session, prompt: &[u32], count: usize) -> anyhow::Result<Duration> {
+/// Runs a prompt and takes `count` tokens; what that took.
+fn generate(session: &mut Session, prompt: &[u32], count: usize) -> anyhow::Result<Sample> {
     let params = SamplingParams { max_tokens: Some(count), ..SamplingParams::default() };
+    let before = session.executor().stats();
     let started = Instant::now();
     for event in session.generate(prompt, &params)? {
         event?;
     }
-    Ok(started.elapsed())
+    let time = started.elapsed();
+    let host = before.zip(session.executor().stats()).map(|(before, after)| Host {
+        dispatches: after.dispatches - before.dispatches,
+        submits: after.submits - before.submits,
+        seconds: after.host_seconds - before.host_seconds,
+    });
+    Ok(Sample { time, host })
 }
 
 /// The same tokens at every run (a linear congruential generator's high bits).

@@ -37,6 +37,37 @@ impl Test {
     }
 }
 
+/// One run of a test.
+pub(crate) struct Sample {
+    pub(crate) time: Duration,
+    /// What the host did for the device, where that is counted.
+    pub(crate) host: Option<Host>,
+}
+
+/// What the host did for a device.
+#[derive(Default)]
+pub(crate) struct Host {
+    pub(crate) dispatches: u64,
+    pub(crate) submits: u64,
+    pub(crate) seconds: f64,
+}
+
+impl Host {
+    /// The same per token: dispatches, submissions, milliseconds.
+    fn per_token(samples: &[Sample], test: Test) -> Option<[f64; 3]> {
+        let mut sum = Self::default();
+        for sample in samples {
+            let host = sample.host.as_ref()?;
+            sum.dispatches += host.dispatches;
+            sum.submits += host.submits;
+            sum.seconds += host.seconds;
+        }
+        let tokens = (samples.len() * test.tokens()) as f64;
+        let all = [sum.dispatches as f64, sum.submits as f64, sum.seconds * 1e3];
+        (tokens > 0.0).then(|| all.map(|value| value / tokens))
+    }
+}
+
 /// A model as the report describes it.
 pub(crate) struct About {
     path: String,
@@ -75,7 +106,7 @@ pub(crate) struct Loaded {
     device: String,
     description: String,
     threads: Option<usize>,
-    /// Bytes per second at which all threads read memory.
+    /// Bytes per second at which all threads read memory, or a GPU copies its own.
     bandwidth: Option<f64>,
     /// Int8 products per second of all threads.
     int8: Option<f64>,
@@ -100,9 +131,9 @@ impl Loaded {
             time,
             peak: Peak::default(),
         };
-        if device.name == "cpu" {
+        let some = |rate: f64| Some(rate).filter(|rate| rate.is_finite() && *rate > 0.0);
+        if loaded.is_cpu() {
             output::note("measuring memory and int8 rate");
-            let some = |rate: f64| Some(rate).filter(|rate| rate.is_finite() && *rate > 0.0);
             loaded.peak = Peak::before_measuring();
             let mut options = CpuOptions::default();
             options.threads = threads;
@@ -111,9 +142,36 @@ impl Loaded {
             loaded.bandwidth = some(cpu.read_bandwidth());
             loaded.int8 = some(cpu.int8_rate());
             loaded.peak.after_measuring();
+        } else {
+            output::note(format_args!("measuring the memory of {}", device.name));
+            loaded.peak = Peak::before_measuring();
+            match copy_bandwidth(&device.name) {
+                Ok(rate) => loaded.bandwidth = rate.and_then(some),
+                // There may be no room left for it beside the model.
+                Err(error) => output::note(format_args!("no share of the limit: {error}")),
+            }
+            loaded.peak.after_measuring();
         }
         Ok(loaded)
     }
+
+    pub(crate) fn is_cpu(&self) -> bool {
+        self.device == "cpu"
+    }
+}
+
+/// Bytes read and written per second when a GPU copies its own memory.
+#[cfg(feature = "wgpu")]
+fn copy_bandwidth(device: &str) -> Result<Option<f64>, LoadError> {
+    use trine::backend::wgpu::{Gpu, GpuOptions};
+
+    let Some(which) = device.strip_prefix("wgpu:") else { return Ok(None) };
+    Gpu::open(Some(which), GpuOptions::default())?.copy_bandwidth().map(Some)
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn copy_bandwidth(_: &str) -> Result<Option<f64>, LoadError> {
+    Ok(None)
 }
 
 /// The most memory that this process has had, without what measuring the machine took.
@@ -152,11 +210,13 @@ pub(crate) struct Row {
     /// llama-bench's fields in its order, then ours.
     fields: Map<String, Value>,
     markdown: [String; 8],
+    /// Columns that only devices with a host of their own have.
+    host: Option<[String; 3]>,
 }
 
 impl Row {
-    pub(crate) fn new(about: &About, loaded: &Loaded, test: Test, samples: &[Duration]) -> Self {
-        let ns: Vec<f64> = samples.iter().map(|time| time.as_nanos() as f64).collect();
+    pub(crate) fn new(about: &About, loaded: &Loaded, test: Test, samples: &[Sample]) -> Self {
+        let ns: Vec<f64> = samples.iter().map(|sample| sample.time.as_nanos() as f64).collect();
         let rates: Vec<f64> =
             ns.iter().map(|ns| test.tokens() as f64 * 1e9 / ns.max(1.0)).collect();
         let (mean, deviation) = mean_and_deviation(&rates);
@@ -167,12 +227,16 @@ impl Row {
             bytes_per_second.zip(loaded.bandwidth).map(|(reached, most)| reached / most);
         let products = about.products as f64 * mean;
         let of_int8 = loaded.int8.filter(|_| test.decode == 0).map(|most| products / most);
+        let host = Host::per_token(samples, test);
+        let is_cpu = loaded.is_cpu();
+        let only = |here: bool| if here { loaded.description.as_str() } else { "" };
+        let of = |index: usize| host.map(|host| host[index]);
         let kv = format!("{:?}", about.kv_type).to_lowercase();
         let fields = json!({
             "build_commit": option_env!("TRINE_COMMIT").unwrap_or("unknown"),
             "build_number": 0,
-            "cpu_info": loaded.description,
-            "gpu_info": "",
+            "cpu_info": only(is_cpu),
+            "gpu_info": only(!is_cpu),
             "backends": loaded.device,
             "model_filename": about.path,
             "model_type": about.name,
@@ -200,16 +264,21 @@ impl Row {
             "bytes_per_token": bytes_per_token,
             "bytes_per_second": bytes_per_second,
             "bandwidth_bytes_per_second": loaded.bandwidth,
+            "bandwidth_of": loaded.bandwidth.map(|_| if is_cpu { "read" } else { "copy" }),
             "bandwidth_share": of_bandwidth,
             "int8_products_per_second": loaded.int8,
             "int8_share": of_int8,
+            "dispatches_per_token": of(0),
+            "submits_per_token": of(1),
+            "host_ms_per_token": of(2),
             "peak_memory_bytes": loaded.peak.bytes(),
             "load_ns": loaded.time.as_nanos() as u64,
         });
         let percent = |share: Option<f64>, of: &str| {
             share.map(|share| format!("{:.0} % of {of}", share * 100.0))
         };
-        let share = percent(of_bandwidth, "memory").or(percent(of_int8, "int8"));
+        let share = percent(of_bandwidth, if is_cpu { "memory" } else { "copy" })
+            .or(percent(of_int8, "int8"));
         let markdown = [
             about.name.clone(),
             output::bytes(about.bytes.model()),
@@ -223,23 +292,50 @@ impl Row {
         Self {
             fields: if let Value::Object(fields) = fields { fields } else { Map::new() },
             markdown,
+            host: host.map(|[dispatches, submits, ms]| {
+                [format!("{dispatches:.1}"), format!("{submits:.2}"), format!("{ms:.3}")]
+            }),
         }
+    }
+
+    /// The cells of a table, with what only GPUs have where it is wanted.
+    fn cells(&self, wide: bool) -> Vec<String> {
+        let mut cells = self.markdown.to_vec();
+        if wide {
+            let none = || [(); 3].map(|()| "-".to_owned());
+            cells.extend(self.host.clone().unwrap_or_else(none));
+        }
+        cells
     }
 }
 
-const HEADING: [&str; 8] =
-    ["model", "size", "params", "backend", "threads", "test", "t/s", "share of limit"];
-const WIDTHS: [usize; 8] = [28, 10, 10, 10, 7, 15, 20, 15];
+const HEADING: [&str; 11] = [
+    "model",
+    "size",
+    "params",
+    "backend",
+    "threads",
+    "test",
+    "t/s",
+    "share of limit",
+    // Where there is a GPU.
+    "dispatches/t",
+    "submits/t",
+    "host ms/t",
+];
+const WIDTHS: [usize; 11] = [28, 10, 10, 10, 7, 15, 20, 15, 12, 9, 9];
 
 /// Prints rows as they come, or all at the end where the format asks for it.
 pub(crate) struct Report {
     format: Format,
+    /// With the columns that only GPUs have.
+    wide: bool,
     rows: Vec<Value>,
 }
 
 impl Report {
-    pub(crate) fn new(format: Format) -> Self {
-        Self { format, rows: Vec::new() }
+    pub(crate) fn new(format: Format, wide: bool) -> Self {
+        Self { format, wide, rows: Vec::new() }
     }
 
     pub(crate) fn add(&mut self, row: Row) -> anyhow::Result<()> {
@@ -247,10 +343,13 @@ impl Report {
         match self.format {
             Format::Md => {
                 if first {
-                    output::line(markdown(&HEADING.map(str::to_owned)))?;
-                    output::line(rule())?;
+                    // `auto` may have found a GPU.
+                    self.wide |= row.host.is_some();
+                    let columns = if self.wide { 11 } else { 8 };
+                    output::line(markdown(&HEADING.map(str::to_owned)[..columns]))?;
+                    output::line(rule(columns))?;
                 }
-                output::line(markdown(&row.markdown))?;
+                output::line(markdown(&row.cells(self.wide)))?;
             }
             Format::Csv => {
                 let plain = row.fields.iter().filter(|(_, value)| !value.is_array());
@@ -275,22 +374,21 @@ impl Report {
     }
 }
 
-fn markdown(cells: &[String; 8]) -> String {
+fn markdown(cells: &[String]) -> String {
     let cells = cells.iter().zip(WIDTHS).enumerate().map(|(column, (cell, width))| {
         // Numbers to the right.
-        if matches!(column, 1 | 2 | 4 | 6 | 7) {
-            format!("{cell:>width$}")
-        } else {
-            format!("{cell:<width$}")
-        }
+        if is_number(column) { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
     });
     format!("| {} |", cells.collect::<Vec<_>>().join(" | "))
 }
 
-fn rule() -> String {
-    let cells = WIDTHS.iter().enumerate().map(|(column, &width)| match column {
-        1 | 2 | 4 | 6 | 7 => format!("{}:", "-".repeat(width - 1)),
-        _ => "-".repeat(width),
+fn is_number(column: usize) -> bool {
+    !matches!(column, 0 | 3 | 5)
+}
+
+fn rule(columns: usize) -> String {
+    let cells = WIDTHS[..columns].iter().enumerate().map(|(column, &width)| {
+        if is_number(column) { format!("{}:", "-".repeat(width - 1)) } else { "-".repeat(width) }
     });
     format!("| {} |", cells.collect::<Vec<_>>().join(" | "))
 }

@@ -2,14 +2,15 @@
 
 use clap::Args;
 use serde_json::{Value, json};
+use trine::backend::KvType;
 use trine::backend::select::{DeviceStatus, devices};
-use trine::backend::{KvLayout, KvType, PAGE_TOKENS};
 use trine::engine::{ModelFiles, ModelOptions, SamplingParams};
 use trine::model::activations::Reserve;
 use trine::model::config::ModelConfig;
 
 use super::args::{AnyModelArgs, ContextArgs};
 use super::devices::as_json;
+use super::fit::Needed;
 use super::output::{self, bytes};
 use super::tokenize::listed;
 
@@ -99,35 +100,12 @@ impl Inspect {
             return output::json(&as_object(&files, &reserve, &devices));
         }
         let mut rows = about(&files);
-        rows.extend(runs_on(&needed(&files, &reserve), &reserve, &devices));
+        rows.extend(runs_on(&Needed::of(&files, &reserve), &devices));
         output::text(&output::columns(&rows))?;
         if self.tensors {
             output::text(&format!("\n{}", output::columns(&tensors(&files))))?;
         }
         Ok(())
-    }
-}
-
-/// What a model needs when it is loaded.
-struct Needed {
-    model: u64,
-    kv: u64,
-    activations: u64,
-}
-
-impl Needed {
-    fn sum(&self) -> u64 {
-        self.model.saturating_add(self.kv).saturating_add(self.activations)
-    }
-}
-
-fn needed(files: &ModelFiles, reserve: &Reserve) -> Needed {
-    let config = files.config();
-    let bound = |bytes: Option<usize>| bytes.map_or(u64::MAX, |bytes| bytes as u64);
-    Needed {
-        model: Bytes::of(files).model(),
-        kv: bound(KvLayout::bytes(&reserve.kv_layout(config))),
-        activations: bound(reserve.activation_bytes(config)),
     }
 }
 
@@ -238,28 +216,13 @@ fn sampling(params: &SamplingParams) -> String {
     parts.join(", ")
 }
 
-fn runs_on(needed: &Needed, reserve: &Reserve, devices: &[DeviceStatus]) -> Vec<Vec<String>> {
-    let mut rows = vec![row(
-        "memory",
-        format!(
-            "{} = model {} + KV cache for {} tokens {} + activations {}",
-            bytes(needed.sum()),
-            bytes(needed.model),
-            reserve.kv_pages * PAGE_TOKENS,
-            bytes(needed.kv),
-            bytes(needed.activations)
-        ),
-    )];
-    rows.extend(devices.iter().map(|device| {
-        let state = match (&device.state, device.memory) {
-            (Err(reason), _) => format!("no: {reason}"),
-            (Ok(what), Some(memory)) if needed.sum() > memory => {
-                format!("no: {} of memory is less than that; {what}", bytes(memory))
-            }
-            (Ok(what), _) => format!("yes: {what}"),
-        };
-        row(&format!("runs on {}", device.name), state)
-    }));
+fn runs_on(needed: &Needed, devices: &[DeviceStatus]) -> Vec<Vec<String>> {
+    let mut rows = vec![row("memory", needed.arithmetic())];
+    rows.extend(
+        devices
+            .iter()
+            .map(|device| row(&format!("runs on {}", device.name), needed.verdict(device))),
+    );
     rows
 }
 
@@ -278,13 +241,12 @@ fn tensors(files: &ModelFiles) -> Vec<Vec<String>> {
 
 fn as_object(files: &ModelFiles, reserve: &Reserve, devices: &[DeviceStatus]) -> Value {
     let weights = Bytes::of(files);
-    let needed = needed(files, reserve);
+    let needed = Needed::of(files, reserve);
     let runs_on: Vec<Value> = devices
         .iter()
         .map(|device| {
             let mut object = as_json(device);
-            let fits = device.memory.is_none_or(|memory| needed.sum() <= memory);
-            object["fits"] = json!(device.state.is_ok() && fits);
+            object["fits"] = json!(needed.fits(device).is_ok());
             object
         })
         .collect();

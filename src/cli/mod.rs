@@ -9,8 +9,10 @@ mod bench;
 mod bench_report;
 mod chat;
 mod completions;
+mod device_test;
 mod devices;
 mod failure;
+mod fit;
 mod generate;
 mod inspect;
 mod output;
@@ -82,6 +84,7 @@ impl Command {
 
 /// Runs the program and says how it ended.
 pub(crate) fn main() -> ExitCode {
+    quieten_vulkan();
     print_only_real_panics();
     log_to_stderr();
     let result = parse(std::env::args_os().collect()).and_then(|cli| match cli {
@@ -107,6 +110,19 @@ fn parse(args: Vec<OsString>) -> anyhow::Result<Option<Cli>> {
             Ok(None)
         }
         _ => Err(failure::from_clap(&error)),
+    }
+}
+
+/// Where there is no desktop, Mesa's layer that sorts GPUs looks for one all the same and writes to
+/// stderr that it found none. Devices are sorted here in any case, so the layer is told to stay
+/// away, unless the user has a wish that it carries out.
+fn quieten_vulkan() {
+    let set = |name: &str| std::env::var_os(name).is_some();
+    if cfg!(target_os = "linux")
+        && !["XDG_RUNTIME_DIR", "NODEVICE_SELECT", "MESA_VK_DEVICE_SELECT"].into_iter().any(set)
+    {
+        // SAFETY: this is the first thing that the program does, and no other thread is there yet.
+        unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
     }
 }
 

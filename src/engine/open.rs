@@ -85,6 +85,12 @@ impl ModelOptions {
         self
     }
 
+    /// Run every op as a kernel of its own, where a device fuses them otherwise.
+    pub fn unfused(mut self, unfused: bool) -> Self {
+        self.device.unfused = unfused;
+        self
+    }
+
     /// Tokens that prompt and answer may have together; the model's own context, at most
     /// [`DEFAULT_CONTEXT`], if `None`.
     pub fn context(mut self, context: Option<usize>) -> Self {
@@ -163,8 +169,8 @@ impl LoadedModel {
         Self::load(ModelFiles::open(&ModelSource::Path(path.into()))?, options, &mut |_, _| {})
     }
 
-    /// Loads files that were opened before. `progress` hears how many of how many matrices are
-    /// packed.
+    /// Loads files that were opened before. `progress` hears how many of how many kernels and
+    /// matrices are ready.
     ///
     /// # Errors
     ///

@@ -10,7 +10,7 @@ use crate::model::batch::{
     Batch, BatchSequence, LogitRow, Purpose, RowOptions, StepOutput, TokenSource,
 };
 use crate::model::config::ModelConfig;
-use crate::model::executor::{MAX_IN_FLIGHT, StepExecutor};
+use crate::model::executor::StepExecutor;
 
 /// A loaded model that serves one caller.
 ///
@@ -275,6 +275,19 @@ impl Generation<'_> {
         Ok(())
     }
 
+    /// Steps to have in flight while the oldest of them is waited for.
+    fn steps_ahead(&self) -> usize {
+        let device = self.session.executor.device();
+        match self.usage.generated {
+            // Enqueueing ahead hides the host's time on a device of its own; on the CPU it would
+            // only delay the token that is ready.
+            _ if !device.asynchronous => 1,
+            // The first token should not wait for the steps after it, which share its submission.
+            0 => device.steps_ahead.clamp(1, 2),
+            _ => device.steps_ahead.max(1),
+        }
+    }
+
     fn step(&mut self) -> Result<Event, RunError> {
         if self.state == State::Prompt {
             if !self.run_prompt()? {
@@ -285,15 +298,8 @@ impl Generation<'_> {
             let reason =
                 if self.limited_by_context { FinishReason::Context } else { FinishReason::Length };
             return Ok(self.finish(reason));
-        } else if self.session.executor.in_flight() == 0 {
-            self.enqueue_next()?;
         }
-        // Enqueueing ahead hides the host's time on a device of its own; on the CPU it would only
-        // delay the token that is ready.
-        if self.session.executor.device().asynchronous
-            && self.session.executor.in_flight() < MAX_IN_FLIGHT
-            && self.enqueued < self.limit
-        {
+        while self.session.executor.in_flight() < self.steps_ahead() && self.enqueued < self.limit {
             self.enqueue_next()?;
         }
         let output = self.session.executor.collect()?;

@@ -50,6 +50,26 @@ impl Reserve {
         }
     }
 
+    /// The largest piece of memory that is reserved whole, and its bytes: what a device must be able
+    /// to bind. Weights are not among them: they are split where they must be. `None` if beyond
+    /// `usize`.
+    pub fn largest_piece(&self, config: &ModelConfig) -> Option<(&'static str, usize)> {
+        let floats = |rows: usize, width: usize| rows.checked_mul(width)?.checked_mul(4);
+        let keys = self.kv_layout(config).bytes()? / (2 * config.layers);
+        let pieces = [
+            ("the keys of a layer", Some(keys)),
+            ("gate and up of a step", floats(self.step_tokens, 2 * config.ffn)),
+            ("queries, keys and values of a step", {
+                floats(self.step_tokens, config.heads.qkv_width())
+            }),
+            ("logits", floats(self.logit_rows(config), config.vocabulary)),
+            ("the sequences' tokens", floats(self.sequences, self.context)),
+        ];
+        let known: Option<Vec<_>> =
+            pieces.into_iter().map(|(name, bytes)| Some((name, bytes?))).collect();
+        known?.into_iter().max_by_key(|&(_, bytes)| bytes)
+    }
+
     /// Bytes of all activations, for the arithmetic of a refusal. `None` if beyond `usize`.
     pub fn activation_bytes(&self, config: &ModelConfig) -> Option<usize> {
         let attention = config.heads.output_width();

@@ -11,11 +11,8 @@ use crate::backend::ops::{
     Embed, Epilogue, GateNormQuantize, LmHead, Norm, PagedAttention, RmsNormQuantize, RopeAppendKv,
     Sample, Score, TernaryMatmul,
 };
-use crate::backend::{Backend, DeviceInfo, LogitUse, MAX_LOGPROBS, NONE, Record, StepKey};
+use crate::backend::{Backend, DeviceInfo, LogitUse, MAX_LOGPROBS, NONE, Record, Stats, StepKey};
 use crate::error::{LoadError, RunError};
-
-/// Steps that may be enqueued before the first of them is collected.
-pub const MAX_IN_FLIGHT: usize = 2;
 
 /// A model on a device, whatever the device: what the engine steps.
 pub trait StepExecutor {
@@ -25,7 +22,11 @@ pub trait StepExecutor {
     fn reserve(&self) -> &Reserve;
     /// The device.
     fn device(&self) -> &DeviceInfo;
-    /// Enqueues a step. At most [`MAX_IN_FLIGHT`] may be enqueued and not collected.
+    /// What the device has done since it was opened, where that is counted.
+    fn stats(&self) -> Option<Stats> {
+        None
+    }
+    /// Enqueues a step. At most [`DeviceInfo::steps_ahead`] may be enqueued and not collected.
     fn submit(&mut self, batch: &Batch) -> Result<(), RunError>;
     /// Waits for the oldest step that was not collected.
     fn collect(&mut self) -> Result<StepOutput, RunError>;
@@ -76,7 +77,7 @@ impl<B: Backend> Executor<B> {
         let kv = backend.allocate_kv(reserve.kv_layout(&config))?;
         let activations = Activations::allocate(&mut backend, &config, &reserve)?;
         let staging = Staging::new(&config, &reserve);
-        let in_flight = VecDeque::with_capacity(MAX_IN_FLIGHT);
+        let in_flight = VecDeque::with_capacity(backend.info().steps_ahead);
         let mut executor =
             Self { config, reserve, weights, activations, kv, staging, in_flight, backend };
         executor.prepare_decoding()?;
@@ -142,12 +143,17 @@ impl<B: Backend> StepExecutor for Executor<B> {
         self.backend.info()
     }
 
+    fn stats(&self) -> Option<Stats> {
+        self.backend.stats()
+    }
+
     fn submit(&mut self, batch: &Batch) -> Result<(), RunError> {
-        if self.in_flight.len() == MAX_IN_FLIGHT {
+        let most = self.backend.info().steps_ahead;
+        if self.in_flight.len() >= most {
             return Err(RunError::Exhausted {
                 what: "steps in flight",
-                asked: MAX_IN_FLIGHT + 1,
-                reserved: MAX_IN_FLIGHT,
+                asked: self.in_flight.len() + 1,
+                reserved: most,
             });
         }
         let backend = &mut self.backend;
@@ -449,7 +455,7 @@ impl<B: Backend> Step<'_, B> {
 }
 
 /// Refuses a model that cannot fit, with the arithmetic, before anything is reserved.
-fn check_memory(
+pub(super) fn check_memory(
     device: &DeviceInfo,
     config: &ModelConfig,
     reserve: &Reserve,
@@ -459,10 +465,15 @@ fn check_memory(
     let ternary = config.ternary_parameters() / 4;
     let kv = reserve.kv_layout(config).bytes();
     let activations = reserve.activation_bytes(config);
+    // A device of its own also holds the tables, at 16 bits an element or more; the CPU reads them
+    // where their file is mapped.
+    let tables = if config.tied_head { 2 } else { 4 } * config.embedding_parameters();
+    let tables = Some(tables).filter(|_| device.asynchronous);
     let needed = kv
         .zip(activations)
         .and_then(|(kv, activations)| (kv as u64).checked_add(activations as u64))
-        .and_then(|sum| sum.checked_add(ternary));
+        .and_then(|sum| sum.checked_add(ternary))
+        .and_then(|sum| sum.checked_add(tables.unwrap_or(0)));
     if let (Some(needed), Some(memory)) = (needed, device.memory) {
         if needed <= memory {
             return Ok(());
@@ -473,12 +484,15 @@ fn check_memory(
     let show = |bytes: Option<usize>| {
         bytes.map_or("more than 2^64 B".into(), |b| format!("{:.0} MB", b as f64 / MB))
     };
+    let tables = tables.map_or(String::new(), |bytes| {
+        format!(" + embedding and head {:.0} MB or more", bytes as f64 / MB)
+    });
     let available =
         device.memory.map_or("unknown".into(), |memory| format!("{:.0} MB", memory as f64 / MB));
     Err(LoadError::OutOfMemory {
         device: device.name.clone(),
         arithmetic: format!(
-            "ternary weights {:.0} MB + KV cache for {} tokens {} + activations {}; available {}; \
+            "ternary weights {:.0} MB{tables} + KV cache for {} tokens {} + activations {}; available {}; \
              a shorter --context makes the KV cache smaller",
             ternary as f64 / MB,
             reserve.kv_pages * crate::backend::PAGE_TOKENS,

@@ -6,6 +6,9 @@ use crate::error::LoadError;
 use crate::tensor::HostTable;
 use crate::ternary::TernaryRows;
 
+/// Ternary matrices of a layer.
+pub const PROJECTIONS: usize = 7;
+
 /// Where a model's weights come from: a checkpoint of any format, or a generator. Implementations
 /// have checked that shapes agree with the config and that floats are finite by the time they
 /// answer.
@@ -69,7 +72,7 @@ impl<B: Backend> Weights<B> {
     ) -> Result<Self, LoadError> {
         let config = source.config().clone();
         let family = config.family.row();
-        let total = config.layers * 7;
+        let total = config.layers * PROJECTIONS;
         let mut done = 0;
         let mut layers = Vec::with_capacity(config.layers);
         for index in 0..config.layers {

@@ -3,7 +3,7 @@
 use super::run::{line, parsed};
 
 /// Fields that tools which read llama-bench look for, and ours.
-const FIELDS: [&str; 30] = [
+const FIELDS: [&str; 34] = [
     "build_commit",
     "build_number",
     "cpu_info",
@@ -31,14 +31,18 @@ const FIELDS: [&str; 30] = [
     "samples_ts",
     "median_ts",
     "bandwidth_bytes_per_second",
+    "bandwidth_of",
     "bandwidth_share",
     "int8_share",
+    "dispatches_per_token",
+    "submits_per_token",
+    "host_ms_per_token",
     "peak_memory_bytes",
 ];
 
 #[test]
 fn json_has_the_names_of_llama_bench() {
-    let text = line("bench -p 8,16 -n 4 -d 0,8 -r 2 -t 1 -o json").good();
+    let text = line("bench --device cpu -p 8,16 -n 4 -d 0,8 -r 2 -t 1 -o json").good();
     let value = parsed(&text);
     let rows = value.as_array().unwrap();
     assert_eq!(rows.len(), 6);
@@ -56,16 +60,16 @@ fn json_has_the_names_of_llama_bench() {
 
 #[test]
 fn tables_have_a_row_for_each_test() {
-    let ran = line("bench -p 8 -n 4 -r 1 -o md");
+    let ran = line("bench --device cpu -p 8 -n 4 -r 1 -o md");
     assert!(ran.stderr.contains("pp8: 1 of 1"), "{ran:?}");
     let text = ran.good();
     assert!(
         text.lines().count() == 4 && text.contains("| pp8 ") && text.contains("| tg4 "),
         "{text}"
     );
-    let csv = line("bench -p 8 -n 0 -r 1 -o csv --no-warmup").good();
+    let csv = line("bench --device cpu -p 8 -n 0 -r 1 -o csv --no-warmup").good();
     let rows: Vec<&str> = csv.lines().collect();
     assert!(rows.len() == 2 && rows[0].starts_with("build_commit,build_number,"), "{csv}");
-    let lines = line("bench -p 8 -n 4 -r 1 -o jsonl --no-warmup").good();
+    let lines = line("bench --device cpu -p 8 -n 4 -r 1 -o jsonl --no-warmup").good();
     assert!(lines.lines().map(parsed).all(|row| row["avg_ns"].as_u64().unwrap() > 0));
 }

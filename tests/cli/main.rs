@@ -2,6 +2,8 @@
 
 mod bench;
 mod chat;
+#[cfg(feature = "wgpu")]
+mod devices;
 mod refusals;
 mod run;
 mod scoring;

@@ -88,14 +88,8 @@ impl Adapter {
 
     /// What it is: `NVIDIA H100, discrete GPU, Vulkan, driver 570.1`.
     pub fn description(&self) -> String {
-        let wgpu::AdapterInfo { name, driver, driver_info, backend, .. } = &self.info;
-        let driver = [driver.as_str(), driver_info.as_str()]
-            .into_iter()
-            .filter(|part| !part.is_empty())
-            .collect::<Vec<_>>()
-            .join(" ");
-        let driver = if driver.is_empty() { "unknown".into() } else { driver };
-        format!("{name}, {}, {}, driver {driver}", self.kind(), backend_name(*backend))
+        let driver = self.driver().unwrap_or_else(|| "unknown".into());
+        format!("{}, {}, {}, driver {driver}", self.info.name, self.kind(), self.api())
     }
 
     /// `discrete GPU`, `integrated GPU`, `virtual GPU`, `software` or `unknown kind`.
@@ -122,6 +116,41 @@ impl Adapter {
                 | wgpu::DeviceType::IntegratedGpu
                 | wgpu::DeviceType::VirtualGpu
         )
+    }
+
+    /// The API through which it is reached: `Vulkan`, `Metal`, `DX12`.
+    pub fn api(&self) -> &'static str {
+        backend_name(self.info.backend)
+    }
+
+    /// The driver, its version included, where it says so.
+    pub fn driver(&self) -> Option<String> {
+        let wgpu::AdapterInfo { driver, driver_info, .. } = &self.info;
+        let parts = [driver.as_str(), driver_info.as_str()].into_iter();
+        let driver = parts.filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ");
+        Some(driver).filter(|driver| !driver.is_empty())
+    }
+
+    /// Whether the device itself multiplies packed int8, where that is known. Kernels that ask for
+    /// it are right in any case: it is spelt out where the device has none.
+    pub fn packed_dot(&self) -> Option<bool> {
+        #[cfg(not(target_vendor = "apple"))]
+        {
+            // SAFETY: the handles are only asked for their properties, while the guard lives.
+            let vulkan = unsafe { self.raw.as_hal::<wgpu::hal::api::Vulkan>() }?;
+            // SAFETY: the physical device belongs to this instance.
+            let properties = unsafe {
+                let instance = vulkan.shared_instance().raw_instance();
+                instance.get_physical_device_properties(vulkan.raw_physical_device())
+            };
+            // Vulkan 1.3 (major in bits 22.., minor in 12..22) demands it; before that it is an
+            // extension, which nobody here asks for.
+            let (major, minor) =
+                (properties.api_version >> 22 & 0x7f, properties.api_version >> 12 & 0x3ff);
+            ((major, minor) >= (1, 3)).then_some(true)
+        }
+        #[cfg(target_vendor = "apple")]
+        None
     }
 
     /// What wgpu knows of it.

@@ -11,6 +11,7 @@
 //! an order that is fixed per row.
 
 mod adapters;
+mod bandwidth;
 mod bind;
 mod dispatch;
 mod embed;
@@ -139,6 +140,7 @@ impl Wgpu {
         info.memory = gpu.adapter().memory();
         info.asynchronous = true;
         info.steps_ahead = 2 * burst;
+        info.software = software;
         if software {
             info.description.push_str("; a software adapter: right, and slower than --device cpu");
         }

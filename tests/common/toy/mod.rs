@@ -90,6 +90,12 @@ impl Toy {
         self
     }
 
+    /// The toy with room for this number of steps in flight.
+    pub(crate) fn steps_ahead(mut self, steps: usize) -> Self {
+        self.info.steps_ahead = steps;
+        self
+    }
+
     /// What tests hold on to when the toy has gone into an executor.
     pub(crate) fn control(&self) -> Arc<Control> {
         Arc::clone(&self.control)
