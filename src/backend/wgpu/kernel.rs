@@ -28,7 +28,7 @@ const NUMBERS: [(&str, u32); 12] = [
     ("FROM_LANE", FROM_LANE),
     ("WORKGROUP", WORKGROUP),
     ("MOST_ROWS", ROWS[ROWS.len() - 1] as u32),
-    ("TILE", packed::TILE as u32),
+    ("TERNARY_TILE", packed::TILE as u32),
     ("TILED", ternary_matmul::TILED as u32),
     ("HEAD_FEATURES", lm_head::FEATURES as u32),
     ("RELU2", activation_code(Activation::Relu2)),
