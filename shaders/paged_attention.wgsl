@@ -58,11 +58,12 @@ override FUSED: u32 = 0u;
 // two are its highest score and sum, then its quads.
 @group(0) @binding(9) var<storage, read_write> output: array<f32>;
 
-// Keys of a block; `backend::KEY_BLOCK`. As many as there are threads.
-const BLOCK = 256u;
-const BLOCK_PAGES = 8u;
+// Keys of a block: as many as there are threads.
+const BLOCK = KEY_BLOCK;
+const BLOCK_PAGES = KEY_BLOCK / PAGE_TOKENS;
+const_assert BLOCK == WORKGROUP;
 // Groups of four elements of the widest head that is fused.
-const FUSED_QUADS = 64u;
+const FUSED_QUADS = FUSED_DIM / 4u;
 
 // Of the tile's queries, times the scale: `head · quads + quad`.
 var<workgroup> queries: array<vec4<f32>, WORKGROUP>;

@@ -24,7 +24,7 @@ var<immediate> p: Params;
 @group(0) @binding(3) var<storage, read> states: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read_write> output: array<f32>;
 
-const BLOCK = 256u;
+const BLOCK = KEY_BLOCK;
 
 fn state_of(at: u32, quad: u32) -> State {
     let first = at * (p.quads + 1u);

@@ -32,7 +32,8 @@ var<immediate> p: Params;
 @group(0) @binding(8) var<storage, read_write> values: array<vec2<u32>>;
 
 // Heads of a workgroup, and threads that have one each for its norm.
-const HEADS = 8u;
+const HEADS = ROPE_HEADS;
+const_assert HEADS * LANES == WORKGROUP;
 const LANES = 32u;
 
 var<workgroup> squares: array<f32, WORKGROUP>;

@@ -8,8 +8,8 @@
 // Whether the cache holds f16; else f32.
 override KV_F16: u32 = 0u;
 
-// Slots of a page; `backend::PAGE_TOKENS`.
-const PAGE = 32u;
+// Slots of a page.
+const PAGE = PAGE_TOKENS;
 
 // Elements `i` and `i + dim / 2` of a head, rotated. Only padding has positions beyond the tables.
 fn rope_pair(low: f32, high: f32, position: u32, i: u32) -> vec2<f32> {
