@@ -58,8 +58,10 @@ override FUSED: u32 = 0u;
 // two are its highest score and sum, then its quads.
 @group(0) @binding(9) var<storage, read_write> output: array<f32>;
 
-// A block has as many keys as there are threads.
+// Keys of a block: as many as there are threads.
+const BLOCK = KEY_BLOCK;
 const BLOCK_PAGES = KEY_BLOCK / PAGE_TOKENS;
+const_assert BLOCK == WORKGROUP;
 // Groups of four elements of the widest head that is fused.
 const FUSED_QUADS = FUSED_DIM / 4u;
 
@@ -181,8 +183,8 @@ struct Work {
 
 // The state of a block. Each thread gets that of head `index / quads`, elements `index % quads`.
 fn block_state(work: Work, block: u32, thread: Thread) -> State {
-    let seen = min(work.seen - block * KEY_BLOCK, KEY_BLOCK);
-    let holds_new = FUSED == 1u && work.is_new && seen + block * KEY_BLOCK == work.seen;
+    let seen = min(work.seen - block * BLOCK, BLOCK);
+    let holds_new = FUSED == 1u && work.is_new && seen + block * BLOCK == work.seen;
     let cached = select(seen, seen - 1u, holds_new);
 
     if (thread.index < BLOCK_PAGES) {
@@ -197,13 +199,13 @@ fn block_state(work: Work, block: u32, thread: Thread) -> State {
 
     var scores = vec4<f32>();
     if (thread.index < cached) {
-        let page = block_pages[thread.index / PAGE_TOKENS];
+        let page = block_pages[thread.index / PAGE];
         if (page == NONE) {
             scores = vec4<f32>(bitcast<f32>(NAN_BITS | (page & 1u)));
         } else {
-            let at = key_at(page, work.kv_head, 0u, thread.index % PAGE_TOKENS);
+            let at = key_at(page, work.kv_head, 0u, thread.index % PAGE);
             for (var quad = 0u; quad < p.quads; quad++) {
-                scores = scored(scores, quad, load_key(at + quad * PAGE_TOKENS));
+                scores = scored(scores, quad, load_key(at + quad * PAGE));
             }
         }
     } else if (thread.index < seen) {
@@ -236,8 +238,8 @@ fn block_state(work: Work, block: u32, thread: Thread) -> State {
     var sums = array<vec4<f32>, 4>();
     if (group < p.groups) {
         for (var key = group; key < cached; key += p.groups) {
-            let page = min(block_pages[key / PAGE_TOKENS], p.pages - 1u);
-            let value = load_value(value_at(page, work.kv_head, quad, key % PAGE_TOKENS));
+            let page = min(block_pages[key / PAGE], p.pages - 1u);
+            let value = load_value(value_at(page, work.kv_head, quad, key % PAGE));
             let weight = bitcast<vec4<f32>>(shared_bits[key]);
             for (var h = 0u; h < QUERIES; h++) {
                 sums[h] = fma(vec4<f32>(weight[h]), value, sums[h]);
@@ -312,7 +314,7 @@ fn main(thread: Thread) {
         belongs = token >= query_starts[sequence] && token < query_starts[sequence + 1u];
     }
     let position = positions[token];
-    let blocks = min(position / KEY_BLOCK + 1u, p.blocks);
+    let blocks = min(position / BLOCK + 1u, p.blocks);
     if (!belongs) {
         if (SPLIT == 0u && head < heads) {
             store_output(token, first_head + head, quad, vec4<f32>());
@@ -336,20 +338,20 @@ fn main(thread: Thread) {
         }
         queries[thread.index] = query * p.scale;
     }
-    var work = Work(sequence, kv_head, min(position, p.blocks * KEY_BLOCK - 1u) + 1u, false);
+    var work = Work(sequence, kv_head, min(position, p.blocks * BLOCK - 1u) + 1u, false);
     if (FUSED == 1u) {
         let slot = sequences_or_slots[token];
         // The block of the new key, if this workgroup has it.
         let last = SPLIT == 0u || block + 1u == blocks;
-        work.is_new = slot < p.pages * PAGE_TOKENS && last;
+        work.is_new = slot < p.pages * PAGE && last;
         if (work.is_new && thread.index < p.quads) {
             let key = rotated_quad(row + (p.query + kv_head) * p.dim, quad, position);
             let value = plain_quad(row + (p.query + p.kv + kv_head) * p.dim, quad);
             new_key[quad] = as_cached(key);
             new_value[quad] = as_cached(value);
             if (tile == 0u) {
-                store_key(key_at(slot / PAGE_TOKENS, kv_head, quad, slot % PAGE_TOKENS), key);
-                store_value(value_at(slot / PAGE_TOKENS, kv_head, quad, slot % PAGE_TOKENS), value);
+                store_key(key_at(slot / PAGE, kv_head, quad, slot % PAGE), key);
+                store_value(value_at(slot / PAGE, kv_head, quad, slot % PAGE), value);
             }
         }
     }

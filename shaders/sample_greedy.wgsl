@@ -14,7 +14,7 @@ struct Params {
 var<immediate> p: Params;
 
 // Tokens of a piece that a thread looks at.
-const LOADS = PIECE / WORKGROUP;
+const LOADS = SAMPLE_PIECE / WORKGROUP;
 
 @group(0) @binding(0) var<storage, read> logits: array<u32>;
 @group(0) @binding(1) var<storage, read> options: array<SampleRow>;

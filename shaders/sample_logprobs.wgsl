@@ -8,9 +8,6 @@ struct Params {
 }
 var<immediate> p: Params;
 
-// `backend::MAX_LOGPROBS`.
-const MAX_LOGPROBS = 20u;
-
 @group(0) @binding(0) var<storage, read> logits: array<u32>;
 @group(0) @binding(1) var<storage, read> options: array<SampleRow>;
 @group(0) @binding(2) var<storage, read> tokens: array<u32>;

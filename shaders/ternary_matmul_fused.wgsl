@@ -24,8 +24,8 @@ struct Params {
 }
 var<immediate> p: Params;
 
-// Whether the product is `act(gate) · up`; `LANES` is `2 TILE` then, `TILE` of the gate's
-// and as many of up's.
+// Whether the product is `act(gate) · up`; `LANES` is two tiles then, one of the gate's and one
+// of up's.
 override GATE: u32 = 0u;
 // Vectors of 16 int8 that the quantised rows take.
 override STAGED: u32 = 1024u;
@@ -37,7 +37,7 @@ override STAGED: u32 = 1024u;
 @group(0) @binding(4) var<storage, read_write> output: array<f32>;
 
 var<workgroup> staged: array<vec4<u32>, STAGED>;
-var<workgroup> gate_up: array<f32, 2u * TILE>;
+var<workgroup> gate_up: array<f32, 2u * TERNARY_TILE>;
 
 fn row_value(row: u32, i: u32) -> f32 {
     return input[row * p.width + i];
@@ -78,8 +78,8 @@ fn main(thread: Thread) {
     var feature = thread.group.x * LANES + lane;
     if (GATE != 0u) {
         // Up's rows follow the gate's.
-        feature = thread.group.x * TILE + lane % TILE;
-        feature = min(feature, p.features - 1u) + select(0u, p.features, lane >= TILE);
+        feature = thread.group.x * TERNARY_TILE + lane % TERNARY_TILE;
+        feature = min(feature, p.features - 1u) + select(0u, p.features, lane >= TERNARY_TILE);
     }
     let products = ternary_sums(feature, 0u, thread);
     for (var row = 0u; row < ROWS; row++) {
@@ -93,9 +93,9 @@ fn main(thread: Thread) {
                 gate_up[thread.index] = y;
             }
             workgroupBarrier();
-            let out = thread.group.x * TILE + thread.index;
-            if (thread.index < TILE && out < p.features) {
-                let up = gate_up[thread.index + TILE];
+            let out = thread.group.x * TERNARY_TILE + thread.index;
+            if (thread.index < TERNARY_TILE && out < p.features) {
+                let up = gate_up[thread.index + TERNARY_TILE];
                 output[row * p.stride + p.column + p.first + out] = gated(p.activation, y, up);
             }
             workgroupBarrier();

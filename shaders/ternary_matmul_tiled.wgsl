@@ -44,7 +44,8 @@ fn main(thread: Thread) {
     // Rows and features that are not there read others' values, which nobody looks at.
     let value_at = min(first_row + line, p.rows - 1u) * p.blocks * 4u + part;
     let feature = min(first_feature + line, p.features - 1u);
-    let weight_at = ((feature / TILE) * p.blocks * TILE + feature % TILE) * 4u + part;
+    let tile = (feature / TERNARY_TILE) * p.blocks * TERNARY_TILE + feature % TERNARY_TILE;
+    let weight_at = tile * 4u + part;
 
     var products = array<vec4<i32>, 4>();
     var word = weights[weight_at];
@@ -57,7 +58,7 @@ fn main(thread: Thread) {
         workgroupBarrier();
         // The next block is on its way while this one is multiplied.
         if (block + 1u < p.blocks) {
-            word = weights[weight_at + (block + 1u) * TILE * 4u];
+            word = weights[weight_at + (block + 1u) * TERNARY_TILE * 4u];
             brought = values[value_at + (block + 1u) * 4u];
         }
         for (var k = 0u; k < 4u; k++) {

@@ -140,7 +140,7 @@ fn shaders_write_down_no_number_of_the_host() {
         .take_while(|line| line.starts_with("const "))
         .filter_map(|line| line.split(' ').nth(1))
         .collect();
-    assert!(shared.contains(&"NONE") && shared.contains(&"TILE"), "{shared:?}");
+    assert!(shared.contains(&"NONE") && shared.contains(&"TERNARY_TILE"), "{shared:?}");
     for folder in ["shaders", "shaders/prelude"] {
         for entry in std::fs::read_dir(folder).expect("a folder") {
             let path = entry.expect("a file").path();

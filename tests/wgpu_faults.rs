@@ -252,6 +252,39 @@ fn what_is_too_large_is_refused_with_the_numbers() {
 }
 
 #[test]
+fn variants_are_what_was_asked_for_or_refused() {
+    on_every_adapter(|adapter| {
+        let has = |feature| adapter.features().contains(feature);
+        let gpu = open(&adapter);
+        assert_eq!(gpu.variant().packed_dot, adapter.has_packed_dot());
+        // Both are asked of the device, and a probe may find that subgroups are of no use.
+        let asked = [
+            (GpuOptions::default().f16(true), has(wgpu::Features::SHADER_F16), "f16"),
+            (GpuOptions::default().subgroups(true), gpu.variant().subgroups, "subgroups"),
+        ];
+        for (options, there, name) in asked {
+            match Gpu::of(adapter.clone(), options) {
+                Ok(gpu) => {
+                    assert!(there, "{name}");
+                    assert!(gpu.description().contains(name), "{}", gpu.description());
+                }
+                Err(LoadError::Device { reason, .. }) => {
+                    assert!(!there && reason.contains(name), "{name}: {reason}");
+                }
+                Err(other) => panic!("another error: {other}"),
+            }
+        }
+        // Mesa's and SwiftShader's are in order; of other drivers it is not known.
+        if adapter.is_software() {
+            assert_eq!(gpu.variant().subgroups, has(wgpu::Features::SUBGROUP));
+        }
+        let plain = GpuOptions::default().subgroups(false).packed_dot(false).f16(false);
+        let variant = Gpu::of(adapter.clone(), plain).expect("nothing is asked for").variant();
+        assert!(!variant.subgroups && !variant.packed_dot && !variant.f16);
+    });
+}
+
+#[test]
 fn a_row_that_no_piece_can_hold_is_refused() {
     on_every_adapter(|adapter| {
         let options = GpuOptions::default().binding_limit(1000);

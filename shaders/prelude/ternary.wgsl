@@ -18,10 +18,10 @@ var<workgroup> partial_sums: array<i32, WORKGROUP>;
 // first `LANES` threads. All threads of the workgroup call.
 fn ternary_sums(feature: u32, first: u32, thread: Thread) -> array<i32, MOST_ROWS> {
     let splits = WORKGROUP / LANES;
-    let tile = (feature / TILE) * p.blocks * TILE + feature % TILE;
+    let tile = (feature / TERNARY_TILE) * p.blocks * TERNARY_TILE + feature % TERNARY_TILE;
     var sums = array<i32, MOST_ROWS>();
     for (var block = thread.index / LANES; block < p.blocks; block += splits) {
-        let codes = weights[tile + block * TILE];
+        let codes = weights[tile + block * TERNARY_TILE];
         for (var w = 0u; w < 4u; w++) {
             let word = codes[w];
             let c0 = word & 0x03030303u;

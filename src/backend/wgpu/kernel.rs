@@ -12,7 +12,7 @@ use super::gpu::Variant;
 use super::table::float_code;
 use super::{lm_head, packed, rope_append_kv, sample, ternary_matmul};
 use crate::backend::ops::Activation;
-use crate::backend::{FROM_LANE, KEY_BLOCK, NONE, PAGE_TOKENS};
+use crate::backend::{FROM_LANE, KEY_BLOCK, MAX_LOGPROBS, NONE, PAGE_TOKENS};
 use crate::tensor::FloatType;
 
 /// Threads of every workgroup: what WebGPU promises, and a multiple of every subgroup size.
@@ -23,19 +23,20 @@ pub(super) const ROWS: [usize; 4] = [1, 2, 4, 8];
 
 /// What the host and the shaders must agree on. Every shader starts with these numbers, so that
 /// they are written down once.
-const NUMBERS: [(&str, u32); 17] = [
+const NUMBERS: [(&str, u32); 18] = [
     ("NONE", NONE),
     ("FROM_LANE", FROM_LANE),
-    ("WORKGROUP", WORKGROUP),
     ("PAGE_TOKENS", PAGE_TOKENS as u32),
     ("KEY_BLOCK", KEY_BLOCK as u32),
-    ("ROPE_HEADS", rope_append_kv::HEADS as u32),
-    ("FUSED_DIM", rope_append_kv::FUSED_DIM as u32),
-    ("PIECE", sample::PIECE as u32),
+    ("MAX_LOGPROBS", MAX_LOGPROBS as u32),
+    ("WORKGROUP", WORKGROUP),
     ("MOST_ROWS", ROWS[ROWS.len() - 1] as u32),
-    ("TILE", packed::TILE as u32),
+    ("TERNARY_TILE", packed::TILE as u32),
     ("TILED", ternary_matmul::TILED as u32),
     ("HEAD_FEATURES", lm_head::FEATURES as u32),
+    ("ROPE_HEADS", rope_append_kv::HEADS as u32),
+    ("FUSED_DIM", rope_append_kv::FUSED_DIM as u32),
+    ("SAMPLE_PIECE", sample::PIECE as u32),
     ("RELU2", activation_code(Activation::Relu2)),
     ("SILU", activation_code(Activation::Silu)),
     ("GELU_TANH", activation_code(Activation::GeluTanh)),
