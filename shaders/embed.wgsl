@@ -22,7 +22,7 @@ struct Params {
 }
 var<immediate> p: Params;
 
-// The table's type: 0 bf16, 1 f16, 2 f32; `table::float_code`.
+// The table's type: `FLOAT_F16`, `FLOAT_F32`, else bf16.
 override FLOAT: u32 = 0u;
 
 @group(0) @binding(0) var<storage, read> tokens: array<u32>;
@@ -36,11 +36,11 @@ override FLOAT: u32 = 0u;
 
 fn element(row: u32, i: u32) -> f32 {
     let start = (row - p.first) * p.stride;
-    if (FLOAT == 2u) {
+    if (FLOAT == FLOAT_F32) {
         return bitcast<f32>(table[start + i]);
     }
     let word = table[start + i / 2u];
-    if (FLOAT == 1u) {
+    if (FLOAT == FLOAT_F16) {
         return unpack_half(word)[i % 2u];
     }
     return bitcast<f32>(select(word << 16u, word & 0xffff0000u, i % 2u == 1u));

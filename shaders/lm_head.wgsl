@@ -19,12 +19,15 @@ struct Params {
 }
 var<immediate> p: Params;
 
-// The table's type: 0 bf16, 1 f16, 2 f32; `table::float_code`.
+// The table's type: `FLOAT_F16`, `FLOAT_F32`, else bf16.
 override FLOAT: u32 = 0u;
-// Rows of the input per workgroup: up to 8.
+// Rows of the input per workgroup: up to `MOST_ROWS`.
 override ROWS: u32 = 1u;
 
-const FEATURES = 4u;
+// Groups of 32 threads, and rows of the table that each takes: components of a `vec4`.
+const GROUPS = WORKGROUP / 32u;
+const FEATURES = HEAD_FEATURES / GROUPS;
+const_assert FEATURES <= 4u;
 
 @group(0) @binding(0) var<storage, read> input: array<f32>;
 @group(0) @binding(1) var<storage, read> table: array<u32>;
@@ -35,12 +38,12 @@ var<workgroup> partial_sums: array<f32, WORKGROUP>;
 // Elements `2 i` and `2 i + 1` of a row; 0 beyond the width.
 fn pair(row: u32, i: u32) -> vec2<f32> {
     let start = row * p.stride;
-    if (FLOAT == 2u) {
+    if (FLOAT == FLOAT_F32) {
         let second = select(0u, table[start + min(2u * i + 1u, p.stride - 1u)], 2u * i + 1u < p.width);
         return vec2<f32>(bitcast<f32>(table[start + 2u * i]), bitcast<f32>(second));
     }
     let word = table[start + i];
-    if (FLOAT == 1u) {
+    if (FLOAT == FLOAT_F16) {
         return unpack_half(word);
     }
     return vec2<f32>(bitcast<f32>(word << 16u), bitcast<f32>(word & 0xffff0000u));
@@ -49,10 +52,10 @@ fn pair(row: u32, i: u32) -> vec2<f32> {
 @compute @workgroup_size(256)
 fn main(thread: Thread) {
     let lane = thread.index % 32u;
-    let group = flat_group(thread) * 8u + thread.index / 32u;
+    let group = flat_group(thread) * GROUPS + thread.index / 32u;
     let first_row = thread.group.z * ROWS;
     let pairs = (p.width + 1u) / 2u;
-    var sums: array<vec4<f32>, 8>;
+    var sums: array<vec4<f32>, MOST_ROWS>;
     for (var r = 0u; r < ROWS; r++) {
         sums[r] = vec4<f32>();
     }

@@ -24,7 +24,8 @@ struct Params {
 }
 var<immediate> p: Params;
 
-// Whether the product is `act(gate) · up`; `LANES` is 32 then, 16 of the gate's and 16 of up's.
+// Whether the product is `act(gate) · up`; `LANES` is `2 TILE` then, `TILE` of the gate's
+// and as many of up's.
 override GATE: u32 = 0u;
 // Vectors of 16 int8 that the quantised rows take.
 override STAGED: u32 = 1024u;
@@ -36,7 +37,7 @@ override STAGED: u32 = 1024u;
 @group(0) @binding(4) var<storage, read_write> output: array<f32>;
 
 var<workgroup> staged: array<vec4<u32>, STAGED>;
-var<workgroup> gate_up: array<f32, 32>;
+var<workgroup> gate_up: array<f32, 2u * TILE>;
 
 fn row_value(row: u32, i: u32) -> f32 {
     return input[row * p.width + i];
@@ -52,8 +53,8 @@ fn activations(row: u32, i: u32) -> vec4<u32> {
 
 @compute @workgroup_size(256)
 fn main(thread: Thread) {
-    var scales = array<u32, 8>();
-    var sums = array<i32, 8>();
+    var scales = array<u32, MOST_ROWS>();
+    var sums = array<i32, MOST_ROWS>();
     for (var row = 0u; row < ROWS; row++) {
         let inverse = row_inverse(row, thread);
         let scale_bits = row_scale_bits(row, inverse, thread);
@@ -77,8 +78,8 @@ fn main(thread: Thread) {
     var feature = thread.group.x * LANES + lane;
     if (GATE != 0u) {
         // Up's rows follow the gate's.
-        feature = thread.group.x * 16u + lane % 16u;
-        feature = min(feature, p.features - 1u) + select(0u, p.features, lane >= 16u);
+        feature = thread.group.x * TILE + lane % TILE;
+        feature = min(feature, p.features - 1u) + select(0u, p.features, lane >= TILE);
     }
     let products = ternary_sums(feature, 0u, thread);
     for (var row = 0u; row < ROWS; row++) {
@@ -92,9 +93,9 @@ fn main(thread: Thread) {
                 gate_up[thread.index] = y;
             }
             workgroupBarrier();
-            let out = thread.group.x * 16u + thread.index;
-            if (thread.index < 16u && out < p.features) {
-                let up = gate_up[thread.index + 16u];
+            let out = thread.group.x * TILE + thread.index;
+            if (thread.index < TILE && out < p.features) {
+                let up = gate_up[thread.index + TILE];
                 output[row * p.stride + p.column + p.first + out] = gated(p.activation, y, up);
             }
             workgroupBarrier();

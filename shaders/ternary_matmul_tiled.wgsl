@@ -1,6 +1,6 @@
 // uses: dot
-// `ops::TernaryMatmul` for many rows: a workgroup for each 64 rows and 64 features, which goes
-// through the columns in blocks of 64. Each thread has 4 rows and 4 features.
+// `ops::TernaryMatmul` for many rows: a workgroup for each `TILED` rows and features, which goes
+// through the columns in blocks of 64. Each thread has 4 rows and 4 features, 16 apart.
 
 struct Params {
     rows: u32,
@@ -23,16 +23,18 @@ var<immediate> p: Params;
 @group(0) @binding(4) var<storage, read> weight_scales: array<f32>;
 @group(0) @binding(5) var<storage, read_write> output: array<f32>;
 
-// 64 rows and 64 features of 64 int8 each, four vectors and one of padding, so that threads that
+const_assert TILED == 64u && WORKGROUP == 4u * TILED;
+
+// Rows and features of 64 int8 each, four vectors and one of padding, so that threads that
 // read neighbouring rows use different banks.
 const PITCH = 5u;
-var<workgroup> row_tile: array<vec4<u32>, 320>;
-var<workgroup> feature_tile: array<vec4<u32>, 320>;
+var<workgroup> row_tile: array<vec4<u32>, TILED * PITCH>;
+var<workgroup> feature_tile: array<vec4<u32>, TILED * PITCH>;
 
 @compute @workgroup_size(256)
 fn main(thread: Thread) {
-    let first_feature = thread.group.x * 64u;
-    let first_row = thread.group.y * 64u;
+    let first_feature = thread.group.x * TILED;
+    let first_row = thread.group.y * TILED;
     let x = thread.index % 16u;
     let y = thread.index / 16u;
 
@@ -42,7 +44,7 @@ fn main(thread: Thread) {
     // Rows and features that are not there read others' values, which nobody looks at.
     let value_at = min(first_row + line, p.rows - 1u) * p.blocks * 4u + part;
     let feature = min(first_feature + line, p.features - 1u);
-    let weight_at = ((feature / 16u) * p.blocks * 16u + feature % 16u) * 4u + part;
+    let weight_at = ((feature / TILE) * p.blocks * TILE + feature % TILE) * 4u + part;
 
     var products = array<vec4<i32>, 4>();
     var word = weights[weight_at];
@@ -55,7 +57,7 @@ fn main(thread: Thread) {
         workgroupBarrier();
         // The next block is on its way while this one is multiplied.
         if (block + 1u < p.blocks) {
-            word = weights[weight_at + (block + 1u) * 64u];
+            word = weights[weight_at + (block + 1u) * TILE * 4u];
             brought = values[value_at + (block + 1u) * 4u];
         }
         for (var k = 0u; k < 4u; k++) {

@@ -1,10 +1,5 @@
 
-// `ops::Activation`, by the host's numbers.
-const RELU2 = 0u;
-const SILU = 1u;
-const GELU_TANH = 2u;
-
-// `act(gate) · up`.
+// `act(gate) · up`, where `activation` is one of the host's numbers.
 fn gated(activation: u32, gate: f32, up: f32) -> f32 {
     var x = gate;
     if (activation == RELU2) {

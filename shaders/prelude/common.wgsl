@@ -1,11 +1,6 @@
-// What every shader starts with.
 
-// Marks an index that stands for nothing; `backend::NONE`.
-const NONE = 0xffffffffu;
-// Set where a token is that of a lane; `backend::FROM_LANE`.
-const FROM_LANE = 0x80000000u;
-// Threads of every workgroup; `kernel::WORKGROUP`.
-const WORKGROUP = 256u;
+// What every shader starts with, after the numbers that it shares with the host: `kernel::NUMBERS`.
+
 // The bits of a NaN. Floats that are meant to be NaN are stored as these bits.
 const NAN_BITS = 0x7fc00000u;
 // Magnitudes from here on are infinite or NaN. WGSL lets a compiler assume that neither occurs, so

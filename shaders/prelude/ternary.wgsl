@@ -7,21 +7,19 @@
 // `LANES` threads have a row of the matrix each; the workgroup's other threads have the same rows
 // and other blocks. The sums are integers, so their order does not matter.
 
-// Rows of activations.
+// Rows of activations: up to `MOST_ROWS`.
 override ROWS: u32 = 1u;
 // Rows of the matrix per workgroup: 16 or 32.
 override LANES: u32 = 16u;
-
-const TILE = 16u;
 
 var<workgroup> partial_sums: array<i32, WORKGROUP>;
 
 // The sums of matrix row `feature` for each row of activations from `first` on, complete in the
 // first `LANES` threads. All threads of the workgroup call.
-fn ternary_sums(feature: u32, first: u32, thread: Thread) -> array<i32, 8> {
+fn ternary_sums(feature: u32, first: u32, thread: Thread) -> array<i32, MOST_ROWS> {
     let splits = WORKGROUP / LANES;
     let tile = (feature / TILE) * p.blocks * TILE + feature % TILE;
-    var sums = array<i32, 8>();
+    var sums = array<i32, MOST_ROWS>();
     for (var block = thread.index / LANES; block < p.blocks; block += splits) {
         let codes = weights[tile + block * TILE];
         for (var w = 0u; w < 4u; w++) {

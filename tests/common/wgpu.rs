@@ -5,12 +5,23 @@
 
 use std::sync::OnceLock;
 
-use trine::backend::wgpu::{Gpu, GpuOptions, Wgpu, WgpuOptions, adapters};
+use trine::backend::wgpu::{Adapter, Gpu, GpuOptions, WgpuOptions};
 
 /// An adapter, opened in one of its variants.
 pub(crate) struct Opened {
     pub(crate) name: String,
     pub(crate) gpu: Gpu,
+    /// Whether all variants are off.
+    pub(crate) plain: bool,
+}
+
+/// Every adapter; fewer than are required fail the test.
+pub(crate) fn adapters() -> Vec<Adapter> {
+    let adapters = trine::backend::wgpu::adapters();
+    let required = std::env::var("TRINE_REQUIRE_ADAPTERS").ok();
+    let required = required.map_or(0, |number| number.parse().expect("a number of adapters"));
+    assert!(adapters.len() >= required, "{} of {required} adapters are here", adapters.len());
+    adapters
 }
 
 /// Every adapter, in every variant that makes a difference.
@@ -18,16 +29,13 @@ pub(crate) fn opened() -> &'static [Opened] {
     static OPENED: OnceLock<Vec<Opened>> = OnceLock::new();
     OPENED.get_or_init(|| {
         let adapters = adapters();
-        let required = std::env::var("TRINE_REQUIRE_ADAPTERS").ok();
-        let required = required.map_or(0, |number| number.parse().expect("a number of adapters"));
-        assert!(adapters.len() >= required, "{} of {required} adapters are here", adapters.len());
         let plain = GpuOptions::default().subgroups(false).packed_dot(false).f16(false);
         let variants = |options| {
             let adapters = adapters.clone();
             adapters.into_iter().map(move |adapter| {
                 let name = format!("{} {options:?}", adapter.description());
                 let gpu = Gpu::of(adapter, options).unwrap_or_else(|error| panic!("{error}"));
-                Opened { name, gpu }
+                Opened { name, gpu, plain: options == plain }
             })
         };
         variants(GpuOptions::default()).chain(variants(plain)).collect()
@@ -37,7 +45,6 @@ pub(crate) fn opened() -> &'static [Opened] {
 /// The backends that generic tests run on: each adapter fused, and the plain variants unfused.
 pub(crate) fn backends() -> impl Iterator<Item = (&'static str, Gpu, WgpuOptions)> {
     opened().iter().map(|opened| {
-        let fused = opened.gpu.variant().packed_dot;
-        (opened.name.as_str(), opened.gpu.clone(), WgpuOptions::default().fused(fused))
+        (opened.name.as_str(), opened.gpu.clone(), WgpuOptions::default().fused(!opened.plain))
     })
 }

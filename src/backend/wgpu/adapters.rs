@@ -182,6 +182,27 @@ impl Adapter {
         Some(format!("it has {} {}, and the kernels need {}", lack.0, lack.2, lack.1))
     }
 
+    /// Whether `dot4I8Packed` is, or may become, an instruction of this device.
+    ///
+    /// Vulkan says so. Metal has no such instruction, and gets products of packed bytes that its
+    /// compiler knows how to treat. DX12 would need shader model 6.4 and with it the compiler DXC;
+    /// wgpu takes FXC, and writes plain products.
+    pub fn has_packed_dot(&self) -> bool {
+        #[cfg(not(target_vendor = "apple"))]
+        {
+            const VULKAN_1_3: u32 = 1 << 22 | 3 << 12;
+            // SAFETY: only asked for its properties, while the guard lives.
+            let Some(vulkan) = (unsafe { self.raw.as_hal::<wgpu::hal::api::Vulkan>() }) else {
+                return false;
+            };
+            let capabilities = vulkan.physical_device_capabilities();
+            capabilities.properties().api_version >= VULKAN_1_3
+                || capabilities.supports_extension(c"VK_KHR_shader_integer_dot_product")
+        }
+        #[cfg(target_vendor = "apple")]
+        true
+    }
+
     /// Bytes of the memory that is the device's own, where the driver says so.
     pub fn memory(&self) -> Option<u64> {
         #[cfg(not(target_vendor = "apple"))]

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The first fault of a device. All later work on it is refused with it.
+/// The first fault of a device, or its loss. All later work on it is refused with it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Faults(Arc<Mutex<Option<String>>>);
 
@@ -20,7 +20,7 @@ impl Faults {
                 wgpu::DeviceLostReason::Destroyed => "it was destroyed",
                 _ => "the driver reset it, or it is gone",
             };
-            lost.set(format!("the device was lost: {why}: {}", one_line(&message)));
+            lost.lost(format!("the device was lost: {why}: {}", one_line(&message)));
         });
         faults
     }
@@ -28,6 +28,11 @@ impl Faults {
     /// Takes note of a fault, unless there was one before it.
     pub(super) fn set(&self, fault: String) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(fault);
+    }
+
+    /// Takes note of a loss, of which whatever was reported before it may be a consequence.
+    fn lost(&self, fault: String) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault);
     }
 
     /// The first fault, if any.

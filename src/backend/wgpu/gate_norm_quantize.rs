@@ -17,7 +17,7 @@ pub(super) fn kernels() -> Vec<Kernel> {
 }
 
 /// The number that shaders know an activation by.
-pub(super) fn activation_code(activation: Activation) -> u32 {
+pub(super) const fn activation_code(activation: Activation) -> u32 {
     match activation {
         Activation::Relu2 => 0,
         Activation::Silu => 1,

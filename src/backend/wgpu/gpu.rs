@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use super::adapters::{Adapter, IMMEDIATE_BYTES, choose};
 use super::fault::Faults;
 use super::kernel::Kernels;
+use super::probe;
 use crate::error::LoadError;
 
 /// Which of the kernels' variants to use; what is absent is chosen by what the device can do.
@@ -13,10 +14,14 @@ use crate::error::LoadError;
 pub struct GpuOptions {
     /// Reduce within subgroups before going through workgroup memory.
     pub subgroups: Option<bool>,
-    /// Multiply with `dot4I8Packed`.
+    /// Multiply with `dot4I8Packed`. Without a word, where [`Adapter::has_packed_dot`] says so; it
+    /// works everywhere, since WGSL promises it, and is plain products where the device lacks it.
     pub packed_dot: Option<bool>,
     /// Convert half precision by the type `f16`.
     pub f16: Option<bool>,
+    /// Bytes that a piece of a table or of a ternary matrix has at most, though the device may bind
+    /// more: for tests, and for drivers whose limit cannot be trusted.
+    pub binding_limit: Option<u64>,
 }
 
 impl GpuOptions {
@@ -33,6 +38,11 @@ impl GpuOptions {
     /// With or without the type `f16`.
     pub fn f16(mut self, f16: bool) -> Self {
         self.f16 = Some(f16);
+        self
+    }
+    /// With pieces of at most this many bytes.
+    pub fn binding_limit(mut self, bytes: u64) -> Self {
+        self.binding_limit = Some(bytes);
         self
     }
 }
@@ -61,6 +71,9 @@ pub(super) struct Inner {
     pub(super) adapter: Adapter,
     pub(super) limits: wgpu::Limits,
     pub(super) variant: Variant,
+    binding_limit: Option<u64>,
+    /// Why subgroups are not used though the device has them.
+    no_subgroups: Option<String>,
     pub(super) faults: Faults,
     pub(super) kernels: Kernels,
 }
@@ -83,10 +96,9 @@ impl Gpu {
             Some(option) => Ok(option),
             None => Ok(there),
         };
-        let variant = Variant {
+        let mut variant = Variant {
             subgroups: wanted(options.subgroups, has(wgpu::Features::SUBGROUP), "subgroups")?,
-            // WGSL has it everywhere; where the device does not, it is what the plain one is.
-            packed_dot: options.packed_dot.unwrap_or(true),
+            packed_dot: options.packed_dot.unwrap_or_else(|| adapter.has_packed_dot()),
             // Not by default: the plain form compiles to the same instruction, and Mesa 22.3 reads
             // a bitcast to two f16 as something else.
             f16: options.f16.unwrap_or(false)
@@ -106,8 +118,32 @@ impl Gpu {
         }));
         let (device, queue) = opened.map_err(|error| refuse(format!("cannot open it: {error}")))?;
         let faults = Faults::of(&device);
+        let mut no_subgroups = None;
+        if variant.subgroups
+            && let Err(reason) = probe::subgroups_in_order(&device, &queue)
+        {
+            if let Some(fault) = faults.get() {
+                return Err(refuse(fault));
+            }
+            if options.subgroups == Some(true) {
+                return Err(refuse(format!("its subgroups cannot be used: {reason}")));
+            }
+            variant.subgroups = false;
+            no_subgroups = Some(reason);
+        }
         let kernels = Kernels::new(&device, &adapter, variant);
-        let inner = Inner { device, queue, adapter, limits, variant, faults, kernels };
+        let binding_limit = options.binding_limit;
+        let inner = Inner {
+            device,
+            queue,
+            adapter,
+            limits,
+            variant,
+            binding_limit,
+            no_subgroups,
+            faults,
+            kernels,
+        };
         Ok(Self(Arc::new(inner), Dropped::default()))
     }
 
@@ -129,6 +165,12 @@ impl Gpu {
     /// The limits in force.
     pub fn limits(&self) -> &wgpu::Limits {
         &self.0.limits
+    }
+
+    /// Bytes that a piece of a table or of a ternary matrix may have.
+    pub(super) fn most_per_piece(&self) -> u64 {
+        let most = self.0.limits.max_storage_buffer_binding_size.min(self.0.limits.max_buffer_size);
+        self.0.binding_limit.map_or(most, |limit| most.min(limit))
     }
 
     /// wgpu's device, for whoever shares it. Destroying it fails all that runs on it.
@@ -154,6 +196,10 @@ impl Gpu {
                 description.push_str(", ");
                 description.push_str(name);
             }
+        }
+        if let Some(reason) = &self.0.no_subgroups {
+            description.push_str(", no subgroups since ");
+            description.push_str(reason);
         }
         description
     }

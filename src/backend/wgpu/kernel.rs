@@ -7,22 +7,48 @@ use std::sync::{Mutex, PoisonError};
 
 use super::adapters::{Adapter, IMMEDIATE_BYTES};
 use super::fault::sentence;
+use super::gate_norm_quantize::activation_code;
 use super::gpu::Variant;
+use super::table::float_code;
+use super::{lm_head, packed, ternary_matmul};
+use crate::backend::ops::Activation;
+use crate::backend::{FROM_LANE, NONE};
+use crate::tensor::FloatType;
 
 /// Threads of every workgroup: what WebGPU promises, and a multiple of every subgroup size.
 pub(super) const WORKGROUP: u32 = 256;
 
+/// Rows of activations that a workgroup takes in the products for few rows, as compiled.
+pub(super) const ROWS: [usize; 4] = [1, 2, 4, 8];
+
+/// What the host and the shaders must agree on. Every shader starts with these numbers, so that
+/// they are written down once.
+const NUMBERS: [(&str, u32); 12] = [
+    ("NONE", NONE),
+    ("FROM_LANE", FROM_LANE),
+    ("WORKGROUP", WORKGROUP),
+    ("MOST_ROWS", ROWS[ROWS.len() - 1] as u32),
+    ("TILE", packed::TILE as u32),
+    ("TILED", ternary_matmul::TILED as u32),
+    ("HEAD_FEATURES", lm_head::FEATURES as u32),
+    ("RELU2", activation_code(Activation::Relu2)),
+    ("SILU", activation_code(Activation::Silu)),
+    ("GELU_TANH", activation_code(Activation::GeluTanh)),
+    ("FLOAT_F16", float_code(FloatType::F16)),
+    ("FLOAT_F32", float_code(FloatType::F32)),
+];
+
 /// One way to compile a shader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Kernel {
+pub struct Kernel {
     /// Basename of the file in `shaders/`.
-    pub(super) file: &'static str,
+    pub file: &'static str,
     /// Entry point.
-    pub(super) entry: &'static str,
+    pub entry: &'static str,
     /// What each binding is used for, in order: `r`ead, or read and `w`rite.
-    pub(super) access: &'static str,
+    pub access: &'static str,
     /// Values of its `override` constants, the rest of the array empty.
-    pub(super) constants: [(&'static str, u32); 4],
+    pub constants: [(&'static str, u32); 4],
 }
 
 impl Kernel {
@@ -54,6 +80,10 @@ const FILES: &[(&str, &str)] = &[
     ("gate_norm_quantize", include_str!("../../../shaders/gate_norm_quantize.wgsl")),
     ("lm_head", include_str!("../../../shaders/lm_head.wgsl")),
     ("paged_attention", include_str!("../../../shaders/paged_attention.wgsl")),
+    (
+        "paged_attention_combine",
+        include_str!("../../../shaders/paged_attention_combine.wgsl"),
+    ),
     ("rms_norm", include_str!("../../../shaders/rms_norm.wgsl")),
     ("rms_norm_quantize", include_str!("../../../shaders/rms_norm_quantize.wgsl")),
     ("rope_append_kv", include_str!("../../../shaders/rope_append_kv.wgsl")),
@@ -108,7 +138,12 @@ pub fn shaders() -> impl Iterator<Item = &'static str> {
     FILES.iter().map(|(file, _)| *file)
 }
 
-/// The WGSL of a shader: what its `// uses:` line names, in that order, and then itself. `None` if
+/// Every kernel that is compiled from the shaders.
+pub fn kernels() -> Vec<Kernel> {
+    super::all_kernels()
+}
+
+/// The WGSL of a shader: the numbers of the host, what every shader has, what its `// uses:` line names, in that order, and then itself. `None` if
 /// there is no such shader.
 pub fn shader_source(file: &str, variant: Variant) -> Option<String> {
     let own = FILES.iter().find(|(name, _)| *name == file)?.1;
@@ -116,6 +151,9 @@ pub fn shader_source(file: &str, variant: Variant) -> Option<String> {
     let mut source = String::new();
     if variant.f16 && uses.contains("half") {
         source.push_str("enable f16;\n");
+    }
+    for (name, value) in NUMBERS {
+        let _ = writeln!(source, "const {name} = {value}u;");
     }
     source.push_str(COMMON);
     source.push_str(THREAD[usize::from(variant.subgroups)]);
@@ -243,7 +281,7 @@ impl Kernels {
     fn save(&self) {
         let Some((cache, Some(file))) = &self.cache else { return };
         let Some(data) = cache.get_data() else { return };
-        if std::fs::metadata(file).is_ok_and(|found| found.len() == data.len() as u64) {
+        if std::fs::read(file).is_ok_and(|found| found == data) {
             return; // what is there already
         }
         let temporary = file.with_extension(format!("{}.tmp", std::process::id()));

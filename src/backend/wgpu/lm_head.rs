@@ -1,7 +1,7 @@
 //! [`LmHead`]: the norm of the gathered rows, then the product with each piece of the table.
 
 use super::dispatch::Dispatch;
-use super::kernel::Kernel;
+use super::kernel::{Kernel, ROWS};
 use super::table::{FLOATS, float_code};
 use super::{Wgpu, grid, rms_norm};
 use crate::backend::ops::{LmHead, RmsNorm, check_len};
@@ -9,11 +9,8 @@ use crate::error::RunError;
 
 const KERNEL: Kernel = Kernel::new("lm_head", "rrw");
 
-/// Rows of the input that a workgroup takes, as compiled.
-const ROWS: [usize; 4] = [1, 2, 4, 8];
-
-/// Rows of the table that a workgroup takes: 8 groups of 32 threads, 4 each; as in the shader.
-const FEATURES: usize = 32;
+/// Rows of the table that a workgroup takes: 8 groups of 32 threads, 4 each.
+pub(super) const FEATURES: usize = 32;
 
 pub(super) fn kernels() -> Vec<Kernel> {
     let of = |rows| {

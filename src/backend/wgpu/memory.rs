@@ -42,7 +42,7 @@ impl Gpu {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let inner = &self.0;
         let device = || self.adapter().name();
-        let bytes = bytes.max(16).next_multiple_of(16);
+        let bytes = bytes.max(16).checked_next_multiple_of(16).unwrap_or(u64::MAX);
         let most = inner.limits.max_storage_buffer_binding_size.min(inner.limits.max_buffer_size);
         if bytes > most {
             return Err(LoadError::OutOfMemory {
@@ -72,7 +72,12 @@ impl Gpu {
                 ),
             });
         }
-        if let Some(reason) = other.map(|error| sentence(&error)).or_else(|| inner.faults.get()) {
+        let reason = match other {
+            // A device that is lost explains more than what failed on it.
+            Some(error) => self.fault().or_else(|| Some(sentence(&error))),
+            None => inner.faults.get(),
+        };
+        if let Some(reason) = reason {
             return Err(LoadError::Device { device: device(), reason });
         }
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -98,6 +103,13 @@ impl Gpu {
             None => Ok(()),
             Some(reason) => Err(LoadError::Device { device: self.adapter().name(), reason }),
         }
+    }
+
+    /// The fault of the device, if any, after asking for it: wgpu reports what follows from a loss
+    /// at once, and the loss itself when it is polled.
+    pub(super) fn fault(&self) -> Option<String> {
+        let _ = crate::caught::caught(|| self.0.device.poll(wgpu::PollType::Poll));
+        self.0.faults.get()
     }
 
     /// Lets wgpu do what is due. An `Err` says what is wrong with the device.
@@ -129,7 +141,7 @@ pub struct Buffer<T> {
 
 impl<T: Element> Buffer<T> {
     pub(super) fn new(gpu: &Gpu, name: &'static str, len: usize) -> Result<Self, LoadError> {
-        let bytes = (len as u64).checked_mul(size_of::<T>() as u64).unwrap_or(u64::MAX - 15);
+        let bytes = (len as u64).checked_mul(size_of::<T>() as u64).unwrap_or(u64::MAX);
         Ok(Self { owned: gpu.reserve(name, bytes)?, len, element: PhantomData })
     }
 

@@ -25,6 +25,7 @@ mod lm_head;
 mod memory;
 mod packed;
 mod paged_attention;
+mod probe;
 mod record;
 mod rms_norm;
 mod rms_norm_quantize;
@@ -40,7 +41,7 @@ use std::time::{Duration, Instant};
 
 pub use adapters::{Adapter, IMMEDIATE_BYTES, STORAGE_BUFFERS, WORKGROUP_BYTES, adapters, choose};
 pub use gpu::{Gpu, GpuOptions, Variant};
-pub use kernel::{shader_source, shaders};
+pub use kernel::{Kernel, kernels, shader_source, shaders};
 pub use kv::KvCache;
 pub use memory::Buffer;
 pub use packed::TernaryMatrix;
@@ -54,7 +55,6 @@ use crate::tensor::HostTable;
 use crate::ternary::TernaryRows;
 use bind::Binder;
 use dispatch::Dispatch;
-use kernel::Kernel;
 use memory::{Owned, Raw, Readback, Readbacks};
 
 /// Bytes of host memory that step inputs are staged in at a time; larger ones get their own.
@@ -190,7 +190,10 @@ impl Wgpu {
             Err(lost.into())
         });
         // What the device reported explains more than what failed after it.
-        let fault = self.gpu.0.faults.get();
+        let fault = match (&result, self.gpu.0.faults.get()) {
+            (Ok(_), None) => None,
+            (_, fault) => self.gpu.fault().or(fault),
+        };
         match (result, fault) {
             (Ok(result), None) => Ok(result),
             (Err(reason), None) | (_, Some(reason)) => Err(self.fault(doing, reason)),
@@ -413,8 +416,12 @@ impl Backend for Wgpu {
             }
         }
         if readback.state() == 2 {
-            let lost = || "the copy to the host failed: the device was lost".to_owned();
-            return Err(self.fault(DOING, self.gpu.0.faults.get().unwrap_or_else(lost)));
+            let fault = self.gpu.fault().unwrap_or_else(|| {
+                let failed = "the copy to the host failed";
+                self.gpu.0.faults.set(failed.into());
+                failed.into()
+            });
+            return Err(self.fault(DOING, fault));
         }
         let bytes = (pending.len * size_of::<T>()) as u64;
         let values = {

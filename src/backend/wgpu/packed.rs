@@ -64,7 +64,7 @@ impl TernaryMatrix {
         let rows: usize = sources.iter().map(|source| source.rows()).sum();
         let stride = quantized_stride(cols);
         let tile_bytes = TILE * stride / 4;
-        let most = gpu.0.limits.max_storage_buffer_binding_size / tile_bytes.max(1) as u64;
+        let most = gpu.most_per_piece() / tile_bytes.max(1) as u64;
         // A part holds an even number of tiles, which is what one workgroup may take.
         let tiles_per_part = usize::try_from(most).unwrap_or(usize::MAX).max(2) / 2 * 2;
         let mut source = Rows { sources, index: 0, row: 0 };
@@ -112,6 +112,11 @@ impl TernaryMatrix {
     /// Columns: input features.
     pub fn cols(&self) -> usize {
         self.cols
+    }
+
+    /// How many pieces there are.
+    pub fn pieces(&self) -> usize {
+        self.parts.len()
     }
 
     pub(super) fn parts(&self) -> Vec<MatrixPart> {

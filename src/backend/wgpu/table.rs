@@ -24,7 +24,7 @@ pub(super) struct Chunk<'a> {
 
 impl Table {
     pub(super) fn new(gpu: &Gpu, table: &HostTable) -> Result<Self, LoadError> {
-        Self::in_chunks(gpu, table, gpu.0.limits.max_storage_buffer_binding_size)
+        Self::in_chunks(gpu, table, gpu.most_per_piece())
     }
 
     /// In pieces of at most `most` bytes.
@@ -38,8 +38,8 @@ impl Table {
             return Err(LoadError::OutOfMemory {
                 device: gpu.adapter().name(),
                 arithmetic: format!(
-                    "a row of the embedding table has {stride} bytes, and this device binds {most} \
-                     at most"
+                    "a row of the embedding table has {stride} bytes, and a piece may \
+                     have {most}"
                 ),
             });
         }
@@ -91,7 +91,7 @@ impl Table {
     }
 }
 
-/// The number that shaders know a type by: the constant `FLOAT` there.
+/// The number that shaders know a type by, in their constant `FLOAT`.
 pub(super) const fn float_code(float: FloatType) -> u32 {
     match float {
         FloatType::Bf16 => 0,

@@ -5,7 +5,7 @@ use super::Wgpu;
 use super::adapters::WORKGROUP_BYTES;
 use super::dispatch::Dispatch;
 use super::gate_norm_quantize::activation_code;
-use super::kernel::{Kernel, WORKGROUP};
+use super::kernel::{Kernel, ROWS, WORKGROUP};
 use super::memory::Raw;
 use super::packed::{BLOCK, MatrixPart, TILE};
 use super::record::{Gain, QuantizedRows};
@@ -15,14 +15,11 @@ use crate::backend::quantized_stride;
 use crate::error::RunError;
 
 /// Rows of a tile of the tiled form, and features.
-const TILED: usize = 64;
+pub(super) const TILED: usize = 64;
 
 /// Rows up to which matrix-vector products are used. Each group of 8 rows reads the weights anew,
 /// which the cache answers; above, half of a tile would do work that counts.
 const FEW: usize = 32;
-
-/// Rows of a workgroup's products that are compiled for.
-const ROWS: [usize; 4] = [1, 2, 4, 8];
 
 /// Features above which a workgroup takes two tiles of the matrix: there are enough workgroups.
 const MANY_FEATURES: usize = 4096;
