@@ -40,7 +40,7 @@ struct Params {
 var<immediate> p: Params;
 
 // Queries of a tile, as compiled: 1, 2 or 4.
-override TILE: u32 = 1u;
+override QUERIES: u32 = 1u;
 override SPLIT: u32 = 0u;
 override FUSED: u32 = 0u;
 
@@ -58,11 +58,10 @@ override FUSED: u32 = 0u;
 // two are its highest score and sum, then its quads.
 @group(0) @binding(9) var<storage, read_write> output: array<f32>;
 
-// Keys of a block; `backend::KEY_BLOCK`. As many as there are threads.
-const BLOCK = 256u;
-const BLOCK_PAGES = 8u;
+// A block has as many keys as there are threads.
+const BLOCK_PAGES = KEY_BLOCK / PAGE_TOKENS;
 // Groups of four elements of the widest head that is fused.
-const FUSED_QUADS = 64u;
+const FUSED_QUADS = FUSED_DIM / 4u;
 
 // Of the tile's queries, times the scale: `head · quads + quad`.
 var<workgroup> queries: array<vec4<f32>, WORKGROUP>;
@@ -79,7 +78,7 @@ const REDUCE = 256u;
 fn highest_of_tile(x: vec4<u32>, thread: Thread) -> vec4<u32> {
     let width = subgroup_width(thread);
     var most = x;
-    for (var h = 0u; h < TILE; h++) {
+    for (var h = 0u; h < QUERIES; h++) {
         most[h] = subgroup_max_u32(most[h], thread);
     }
     if (thread.index % width == 0u) {
@@ -102,7 +101,7 @@ fn highest_of_tile(x: vec4<u32>, thread: Thread) -> vec4<u32> {
 fn sum_of_tile(x: vec4<f32>, thread: Thread) -> vec4<f32> {
     let width = subgroup_width(thread);
     var sum = x;
-    for (var h = 0u; h < TILE; h++) {
+    for (var h = 0u; h < QUERIES; h++) {
         sum[h] = subgroup_sum_f32(sum[h], thread);
     }
     if (thread.index % width == 0u) {
@@ -163,7 +162,7 @@ fn plain_quad(start: u32, quad: u32) -> vec4<f32> {
 // Scores of a key, four elements further.
 fn scored(scores: vec4<f32>, quad: u32, key: vec4<f32>) -> vec4<f32> {
     var result = scores;
-    for (var h = 0u; h < TILE; h++) {
+    for (var h = 0u; h < QUERIES; h++) {
         let q = queries[h * p.quads + quad];
         result[h] = fma(q.w, key.w, fma(q.z, key.z, fma(q.y, key.y, fma(q.x, key.x, result[h]))));
     }
@@ -182,8 +181,8 @@ struct Work {
 
 // The state of a block. Each thread gets that of head `index / quads`, elements `index % quads`.
 fn block_state(work: Work, block: u32, thread: Thread) -> State {
-    let seen = min(work.seen - block * BLOCK, BLOCK);
-    let holds_new = FUSED == 1u && work.is_new && seen + block * BLOCK == work.seen;
+    let seen = min(work.seen - block * KEY_BLOCK, KEY_BLOCK);
+    let holds_new = FUSED == 1u && work.is_new && seen + block * KEY_BLOCK == work.seen;
     let cached = select(seen, seen - 1u, holds_new);
 
     if (thread.index < BLOCK_PAGES) {
@@ -198,13 +197,13 @@ fn block_state(work: Work, block: u32, thread: Thread) -> State {
 
     var scores = vec4<f32>();
     if (thread.index < cached) {
-        let page = block_pages[thread.index / PAGE];
+        let page = block_pages[thread.index / PAGE_TOKENS];
         if (page == NONE) {
             scores = vec4<f32>(bitcast<f32>(NAN_BITS | (page & 1u)));
         } else {
-            let at = key_at(page, work.kv_head, 0u, thread.index % PAGE);
+            let at = key_at(page, work.kv_head, 0u, thread.index % PAGE_TOKENS);
             for (var quad = 0u; quad < p.quads; quad++) {
-                scores = scored(scores, quad, load_key(at + quad * PAGE));
+                scores = scored(scores, quad, load_key(at + quad * PAGE_TOKENS));
             }
         }
     } else if (thread.index < seen) {
@@ -215,14 +214,14 @@ fn block_state(work: Work, block: u32, thread: Thread) -> State {
 
     var order = vec4<u32>();
     if (thread.index < seen) {
-        for (var h = 0u; h < TILE; h++) {
+        for (var h = 0u; h < QUERIES; h++) {
             order[h] = ordered(scores[h]);
         }
     }
     let order_most = highest_of_tile(order, thread);
     var highest = vec4<f32>();
     var weights = vec4<f32>();
-    for (var h = 0u; h < TILE; h++) {
+    for (var h = 0u; h < QUERIES; h++) {
         highest[h] = from_ordered(order_most[h]);
         if (thread.index < seen) {
             weights[h] = softmax_weight(scores[h], highest[h]);
@@ -237,17 +236,17 @@ fn block_state(work: Work, block: u32, thread: Thread) -> State {
     var sums = array<vec4<f32>, 4>();
     if (group < p.groups) {
         for (var key = group; key < cached; key += p.groups) {
-            let page = min(block_pages[key / PAGE], p.pages - 1u);
-            let value = load_value(value_at(page, work.kv_head, quad, key % PAGE));
+            let page = min(block_pages[key / PAGE_TOKENS], p.pages - 1u);
+            let value = load_value(value_at(page, work.kv_head, quad, key % PAGE_TOKENS));
             let weight = bitcast<vec4<f32>>(shared_bits[key]);
-            for (var h = 0u; h < TILE; h++) {
+            for (var h = 0u; h < QUERIES; h++) {
                 sums[h] = fma(vec4<f32>(weight[h]), value, sums[h]);
             }
         }
         if (holds_new && cached % p.groups == group) {
             let value = new_value[quad];
             let weight = bitcast<vec4<f32>>(shared_bits[cached]);
-            for (var h = 0u; h < TILE; h++) {
+            for (var h = 0u; h < QUERIES; h++) {
                 sums[h] = fma(vec4<f32>(weight[h]), value, sums[h]);
             }
         }
@@ -258,10 +257,10 @@ fn block_state(work: Work, block: u32, thread: Thread) -> State {
     shared_bits[thread.index] = bitcast<vec4<u32>>(sums[0]);
     shared_bits[256u + thread.index] = bitcast<vec4<u32>>(sums[1]);
     workgroupBarrier();
-    if (group < min(TILE, 2u)) {
+    if (group < min(QUERIES, 2u)) {
         out = sum_of_groups(group * 256u + quad);
     }
-    if (TILE > 2u) {
+    if (QUERIES > 2u) {
         workgroupBarrier();
         shared_bits[thread.index] = bitcast<vec4<u32>>(sums[2]);
         shared_bits[256u + thread.index] = bitcast<vec4<u32>>(sums[3]);
@@ -271,7 +270,7 @@ fn block_state(work: Work, block: u32, thread: Thread) -> State {
         }
     }
     // The next block's pages are behind a barrier of their own.
-    let head = min(group, TILE - 1u);
+    let head = min(group, QUERIES - 1u);
     return State(highest[head], sum[head], out);
 }
 
@@ -313,7 +312,7 @@ fn main(thread: Thread) {
         belongs = token >= query_starts[sequence] && token < query_starts[sequence + 1u];
     }
     let position = positions[token];
-    let blocks = min(position / BLOCK + 1u, p.blocks);
+    let blocks = min(position / KEY_BLOCK + 1u, p.blocks);
     if (!belongs) {
         if (SPLIT == 0u && head < heads) {
             store_output(token, first_head + head, quad, vec4<f32>());
@@ -325,7 +324,7 @@ fn main(thread: Thread) {
     }
 
     let row = token * (p.query + 2u * p.kv) * p.dim;
-    if (head < TILE) {
+    if (head < QUERIES) {
         var query = vec4<f32>();
         if (head < heads) {
             let start = row + (first_head + head) * p.dim;
@@ -337,28 +336,28 @@ fn main(thread: Thread) {
         }
         queries[thread.index] = query * p.scale;
     }
-    var work = Work(sequence, kv_head, min(position, p.blocks * BLOCK - 1u) + 1u, false);
+    var work = Work(sequence, kv_head, min(position, p.blocks * KEY_BLOCK - 1u) + 1u, false);
     if (FUSED == 1u) {
         let slot = sequences_or_slots[token];
         // The block of the new key, if this workgroup has it.
         let last = SPLIT == 0u || block + 1u == blocks;
-        work.is_new = slot < p.pages * PAGE && last;
+        work.is_new = slot < p.pages * PAGE_TOKENS && last;
         if (work.is_new && thread.index < p.quads) {
             let key = rotated_quad(row + (p.query + kv_head) * p.dim, quad, position);
             let value = plain_quad(row + (p.query + p.kv + kv_head) * p.dim, quad);
             new_key[quad] = as_cached(key);
             new_value[quad] = as_cached(value);
             if (tile == 0u) {
-                store_key(key_at(slot / PAGE, kv_head, quad, slot % PAGE), key);
-                store_value(value_at(slot / PAGE, kv_head, quad, slot % PAGE), value);
+                store_key(key_at(slot / PAGE_TOKENS, kv_head, quad, slot % PAGE_TOKENS), key);
+                store_value(value_at(slot / PAGE_TOKENS, kv_head, quad, slot % PAGE_TOKENS), value);
             }
         }
     }
 
     if (SPLIT == 1u) {
         let state = block_state(work, block, thread);
-        if (head < TILE) {
-            let at = (place * p.blocks + block) * TILE + head;
+        if (head < QUERIES) {
+            let at = (place * p.blocks + block) * QUERIES + head;
             let first = 4u * at * (p.quads + 1u);
             if (quad == 0u) {
                 output[first] = state.highest;

@@ -24,8 +24,6 @@ var<immediate> p: Params;
 @group(0) @binding(3) var<storage, read> states: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read_write> output: array<f32>;
 
-const BLOCK = 256u;
-
 fn state_of(at: u32, quad: u32) -> State {
     let first = at * (p.quads + 1u);
     let statistics = states[first];
@@ -51,7 +49,7 @@ fn main(thread: Thread) {
     }
     var x = vec4<f32>();
     if (belongs) {
-        let blocks = min(positions[token] / BLOCK + 1u, p.blocks);
+        let blocks = min(positions[token] / KEY_BLOCK + 1u, p.blocks);
         let first = place * p.blocks * p.pitch + head;
         var state = state_of(first, quad);
         for (var block = 1u; block < blocks; block++) {

@@ -31,9 +31,8 @@ var<immediate> p: Params;
 @group(0) @binding(7) var<storage, read_write> keys: array<vec2<u32>>;
 @group(0) @binding(8) var<storage, read_write> values: array<vec2<u32>>;
 
-// Heads of a workgroup, and threads that have one each for its norm.
-const HEADS = 8u;
-const LANES = 32u;
+// Threads that have a head of a workgroup each for its norm.
+const LANES = WORKGROUP / ROPE_HEADS;
 
 var<workgroup> squares: array<f32, WORKGROUP>;
 
@@ -51,7 +50,7 @@ fn element(start: u32, head: u32, i: u32) -> f32 {
     if (!is_normed(head)) {
         return x;
     }
-    let sum = squares[head % HEADS * LANES];
+    let sum = squares[head % ROPE_HEADS * LANES];
     if (head < p.query) {
         return x * (1.0 / sqrt(sum / f32(p.dim) + p.query_eps)) * query_gain[i];
     }
@@ -81,10 +80,10 @@ fn value(start: u32, i: u32) -> f32 {
 @compute @workgroup_size(256)
 fn main(thread: Thread) {
     let heads = p.query + 2u * p.kv;
-    let pieces = (heads + HEADS - 1u) / HEADS;
+    let pieces = (heads + ROPE_HEADS - 1u) / ROPE_HEADS;
     let group = flat_group(thread);
     let row = group / pieces;
-    let first = group % pieces * HEADS;
+    let first = group % pieces * ROPE_HEADS;
     if (row >= p.rows) {
         return;
     }
@@ -112,7 +111,7 @@ fn main(thread: Thread) {
     let half = p.dim / 2u;
     let position = positions[row];
     let slot = slots[row];
-    for (var item = thread.index; item < HEADS * half; item += WORKGROUP) {
+    for (var item = thread.index; item < ROPE_HEADS * half; item += WORKGROUP) {
         let head = first + item / half;
         let i = item % half;
         let at = start + head * p.dim;
@@ -123,7 +122,7 @@ fn main(thread: Thread) {
         } else if (head < heads && i < p.quads && slot < p.slots) {
             let e = 4u * i;
             if (head < p.query + p.kv) {
-                let to = key_at(slot / PAGE, head - p.query, i, slot % PAGE);
+                let to = key_at(slot / PAGE_TOKENS, head - p.query, i, slot % PAGE_TOKENS);
                 store_key(to, vec4<f32>(
                     rotated(at, head, e, position),
                     rotated(at, head, e + 1u, position),
@@ -131,7 +130,7 @@ fn main(thread: Thread) {
                     rotated(at, head, e + 3u, position),
                 ));
             } else {
-                let to = value_at(slot / PAGE, head - p.query - p.kv, i, slot % PAGE);
+                let to = value_at(slot / PAGE_TOKENS, head - p.query - p.kv, i, slot % PAGE_TOKENS);
                 store_value(to, vec4<f32>(
                     value(at, e), value(at, e + 1u), value(at, e + 2u), value(at, e + 3u),
                 ));

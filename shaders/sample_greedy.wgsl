@@ -13,8 +13,8 @@ struct Params {
 }
 var<immediate> p: Params;
 
-// Tokens of a piece that a thread looks at; `sample::PIECE` is this many times the threads.
-const LOADS = 8u;
+// Tokens of a piece that a thread looks at.
+const LOADS = PIECE / WORKGROUP;
 
 @group(0) @binding(0) var<storage, read> logits: array<u32>;
 @group(0) @binding(1) var<storage, read> options: array<SampleRow>;

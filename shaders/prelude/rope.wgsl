@@ -8,9 +8,6 @@
 // Whether the cache holds f16; else f32.
 override KV_F16: u32 = 0u;
 
-// Slots of a page; `backend::PAGE_TOKENS`.
-const PAGE = 32u;
-
 // Elements `i` and `i + dim / 2` of a head, rotated. Only padding has positions beyond the tables.
 fn rope_pair(low: f32, high: f32, position: u32, i: u32) -> vec2<f32> {
     if (position >= p.context) {
@@ -71,11 +68,11 @@ fn as_cached(x: vec4<f32>) -> vec4<f32> {
 
 // Where four elements of a slot of a page lie.
 fn key_at(page: u32, kv_head: u32, quad: u32, slot: u32) -> u32 {
-    return ((page * p.kv + kv_head) * p.quads + quad) * PAGE + slot;
+    return ((page * p.kv + kv_head) * p.quads + quad) * PAGE_TOKENS + slot;
 }
 
 fn value_at(page: u32, kv_head: u32, quad: u32, slot: u32) -> u32 {
-    return ((page * p.kv + kv_head) * PAGE + slot) * p.quads + quad;
+    return ((page * p.kv + kv_head) * PAGE_TOKENS + slot) * p.quads + quad;
 }
 
 fn load_key(at: u32) -> vec4<f32> {

@@ -10,9 +10,9 @@ use super::fault::sentence;
 use super::gate_norm_quantize::activation_code;
 use super::gpu::Variant;
 use super::table::float_code;
-use super::{lm_head, packed, ternary_matmul};
+use super::{lm_head, packed, rope_append_kv, sample, ternary_matmul};
 use crate::backend::ops::Activation;
-use crate::backend::{FROM_LANE, NONE};
+use crate::backend::{FROM_LANE, KEY_BLOCK, NONE, PAGE_TOKENS};
 use crate::tensor::FloatType;
 
 /// Threads of every workgroup: what WebGPU promises, and a multiple of every subgroup size.
@@ -23,10 +23,15 @@ pub(super) const ROWS: [usize; 4] = [1, 2, 4, 8];
 
 /// What the host and the shaders must agree on. Every shader starts with these numbers, so that
 /// they are written down once.
-const NUMBERS: [(&str, u32); 12] = [
+const NUMBERS: [(&str, u32); 17] = [
     ("NONE", NONE),
     ("FROM_LANE", FROM_LANE),
     ("WORKGROUP", WORKGROUP),
+    ("PAGE_TOKENS", PAGE_TOKENS as u32),
+    ("KEY_BLOCK", KEY_BLOCK as u32),
+    ("ROPE_HEADS", rope_append_kv::HEADS as u32),
+    ("FUSED_DIM", rope_append_kv::FUSED_DIM as u32),
+    ("PIECE", sample::PIECE as u32),
     ("MOST_ROWS", ROWS[ROWS.len() - 1] as u32),
     ("TILE", packed::TILE as u32),
     ("TILED", ternary_matmul::TILED as u32),
@@ -80,10 +85,7 @@ const FILES: &[(&str, &str)] = &[
     ("gate_norm_quantize", include_str!("../../../shaders/gate_norm_quantize.wgsl")),
     ("lm_head", include_str!("../../../shaders/lm_head.wgsl")),
     ("paged_attention", include_str!("../../../shaders/paged_attention.wgsl")),
-    (
-        "paged_attention_combine",
-        include_str!("../../../shaders/paged_attention_combine.wgsl"),
-    ),
+    ("paged_attention_combine", include_str!("../../../shaders/paged_attention_combine.wgsl")),
     ("rms_norm", include_str!("../../../shaders/rms_norm.wgsl")),
     ("rms_norm_quantize", include_str!("../../../shaders/rms_norm_quantize.wgsl")),
     ("rope_append_kv", include_str!("../../../shaders/rope_append_kv.wgsl")),

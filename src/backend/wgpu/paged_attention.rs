@@ -31,7 +31,7 @@ const _: () = assert!(KEY_BLOCK == WORKGROUP as usize);
 
 fn kernel(tile: usize, f16: u32, split: bool, fused: bool) -> Kernel {
     KERNEL
-        .with("TILE", tile as u32)
+        .with("QUERIES", tile as u32)
         .with("KV_F16", f16)
         .with("SPLIT", u32::from(split))
         .with("FUSED", u32::from(fused))
@@ -128,6 +128,9 @@ impl Attention {
             return shape("heads.dim", expected, heads.dim.to_string());
         }
         let (keys, values) = kv.layer(OP, *layer, heads.kv, heads.dim)?;
+        if kv.layout.pages == 0 {
+            return shape("kv", "at least a page".to_owned(), "none".to_owned());
+        }
         Ok(Self {
             rope: None,
             rows,

@@ -12,11 +12,11 @@ use crate::error::RunError;
 
 const KERNEL: Kernel = Kernel::new("rope_append_kv", "rrrrrrwww");
 
-/// Heads of a workgroup; `HEADS` in the shader.
-const HEADS: usize = 8;
+/// Heads of a workgroup.
+pub(super) const HEADS: usize = 8;
 
-/// The widest head that attention can append; `4 · FUSED_QUADS` in its shader.
-const FUSED_DIM: usize = 256;
+/// The widest head that attention can append.
+pub(super) const FUSED_DIM: usize = 256;
 
 fn kernel(f16: u32) -> Kernel {
     KERNEL.with("KV_F16", f16)

@@ -15,8 +15,8 @@ const ROWS: Kernel = Kernel::new("sample_greedy", "rrwwww").entry("rows");
 const OPTIONS: Kernel = Kernel::new("sample", "rrrrrwwwww");
 const LOGPROBS: Kernel = Kernel::new("sample_logprobs", "rrrwww");
 
-/// Tokens of a row that a workgroup looks at; 8 for each thread, as in the shader.
-const PIECE: usize = 8 * WORKGROUP as usize;
+/// Tokens of a row that a workgroup looks at: 8 for each thread.
+pub(super) const PIECE: usize = 8 * WORKGROUP as usize;
 
 /// The longest row whose sums the search for a cut can hold; see `prelude/select.wgsl`.
 const MOST: usize = 1 << 23;

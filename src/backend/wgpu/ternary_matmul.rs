@@ -81,7 +81,6 @@ pub(super) struct Output {
 pub(super) struct Matmul {
     pub(super) rows: usize,
     pub(super) width: usize,
-    pub(super) features: usize,
     pub(super) input: QuantizedRows,
     pub(super) weight: Vec<MatrixPart>,
     pub(super) output: Output,
@@ -124,7 +123,6 @@ impl Matmul {
         Ok(Self {
             rows,
             width,
-            features,
             input: QuantizedRows::of(input),
             weight: weight.parts(),
             output: Output {
