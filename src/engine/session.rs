@@ -282,8 +282,9 @@ impl Generation<'_> {
             // Enqueueing ahead hides the host's time on a device of its own; on the CPU it would
             // only delay the token that is ready.
             _ if !device.asynchronous => 1,
-            // The first token should not wait for the steps after it, which share its submission.
-            0 => device.steps_ahead.clamp(1, 2),
+            // Steps may go to the device together, and are then done together: the first token is
+            // not to wait for those after it.
+            0 => 1,
             _ => device.steps_ahead.max(1),
         }
     }

@@ -23,6 +23,14 @@ fn gpus() -> Vec<Value> {
     found
 }
 
+/// One GPU, for what is the same on all: Mesa's, which compiles fastest, if it is here.
+fn gpu() -> Option<Value> {
+    let mut gpus = gpus();
+    let mesa = |gpu: &Value| gpu["gpu"]["model"].as_str().unwrap().contains("llvmpipe");
+    let index = gpus.iter().position(mesa).unwrap_or(0);
+    (!gpus.is_empty()).then(|| gpus.swap_remove(index))
+}
+
 fn name(device: &Value) -> &str {
     device["name"].as_str().unwrap()
 }
@@ -72,8 +80,9 @@ fn a_model_fits_or_not_with_the_numbers() {
 
 #[test]
 fn every_device_gives_the_tokens_of_the_cpu() {
-    let gpus = gpus();
+    let required = gpus().len();
     let value = line("devices --test --json").json();
+    let mut passed = 0;
     for device in value.as_array().unwrap() {
         let test = &device["test"];
         if device["available"] != true {
@@ -87,11 +96,11 @@ fn every_device_gives_the_tokens_of_the_cpu() {
         assert!(test["decode_per_second"].as_f64().unwrap() > 0.0, "{device}");
         if device["name"] == "cpu" {
             assert_eq!(ties, 0, "{device}");
+        } else {
+            passed += 1;
         }
     }
-    let text = line("devices --test").good();
-    let ok = text.lines().filter(|line| line.contains(" ok ")).count();
-    assert_eq!(ok, gpus.len() + 1, "{text}");
+    assert_eq!(passed, required);
 }
 
 fn generate(device: &str, more: &[&str]) -> Ran {
@@ -101,7 +110,7 @@ fn generate(device: &str, more: &[&str]) -> Ran {
 
 #[test]
 fn a_gpu_is_found_by_number_and_by_name() {
-    for gpu in gpus() {
+    if let Some(gpu) = gpu() {
         let model = gpu["gpu"]["model"].as_str().unwrap();
         let by_number = generate(name(&gpu), &[]);
         let software = gpu["gpu"]["software"] == true;
@@ -121,7 +130,7 @@ fn a_gpu_is_found_by_number_and_by_name() {
 
 #[test]
 fn every_op_of_a_gpu_is_checked_on_demand() {
-    for gpu in gpus() {
+    if let Some(gpu) = gpu() {
         let checked = generate(name(&gpu), &["--check"]).json();
         assert_eq!(checked["device"], gpu["name"]);
     }
@@ -137,7 +146,7 @@ fn auto_never_takes_what_imitates_a_gpu() {
 
 #[test]
 fn benches_count_what_the_host_does_for_a_gpu() {
-    for gpu in gpus() {
+    if let Some(gpu) = gpu() {
         let devices = format!("{},cpu", name(&gpu));
         let args = ["bench", "--device", &devices, "-p", "8", "-n", "4", "-r", "1", "-o"];
         let value = trine(args.iter().chain(&["json"])).good();
