@@ -54,9 +54,9 @@ fn one_nan(values: &[f32]) -> Vec<u32> {
 
 fn run<B: Backend>(backend: &mut B, pass: &Pass) -> Out {
     let rows = pass.rows.len();
-    let mut batch = HostBatch::default();
-    batch.sample_rows = [&vec![plain(0); FIRST], &pass.rows[..]].concat();
-    (batch.bias_tokens, batch.bias_values) = pass.biases.iter().copied().unzip();
+    let (bias_tokens, bias_values) = pass.biases.iter().copied().unzip();
+    let sample_rows = [&[plain(0); FIRST], &pass.rows[..]].concat();
+    let batch = HostBatch { sample_rows, bias_tokens, bias_values, ..HostBatch::default() };
     let batch = batch.upload(backend);
     let mut history = pass.history.clone();
     history.resize(rows * CONTEXT, 0);
@@ -176,17 +176,22 @@ impl Bounds {
         }
         let mut order: Vec<usize> = (0..vocabulary).collect();
         order.sort_by(|&a, &b| x[b].partial_cmp(&x[a]).unwrap());
-        let scaled = |v: usize| f64::from(x[v]) / f64::from(row.temperature);
+        // Temperature 0 takes the best, and cuts nothing.
+        let warm = row.temperature != 0.0;
+        let scaled =
+            |v: usize| f64::from(x[v]) / f64::from(if warm { row.temperature } else { 1.0 });
         let top = scaled(order[0]);
         // Numbers of this size are a few units in the last place apart.
         let slack = SLACK + 4.0 * f64::from(f32::EPSILON) * top.abs();
         let (mut surely, mut perhaps) = (vocabulary, vocabulary);
-        if row.min_p > 0.0 {
+        if warm && row.min_p > 0.0 {
             let floor = top + f64::from(row.min_p).ln();
-            surely = order.partition_point(|&v| scaled(v) >= floor + slack).max(1);
+            // The logarithm of 1 is exact.
+            let least = if row.min_p == 1.0 { floor } else { floor + slack };
+            surely = order.partition_point(|&v| scaled(v) >= least).max(1);
             perhaps = order.partition_point(|&v| scaled(v) >= floor - slack);
         }
-        if row.top_k > 0 {
+        if warm && row.top_k > 0 {
             let last = (row.top_k as usize).min(vocabulary);
             surely = surely.min(last);
             // Only penalties are rounded, and only then may places change.
@@ -195,7 +200,7 @@ impl Bounds {
             let last = if rounded { order.partition_point(|&v| scaled(v) >= kept) } else { last };
             perhaps = perhaps.min(last);
         }
-        if row.top_p < 1.0 {
+        if warm && row.top_p < 1.0 {
             let weight = |v: usize| (scaled(v) - top).exp();
             let first = |kept: usize, share: f64| {
                 let goal = share * order[..kept].iter().map(|&v| weight(v)).sum::<f64>();
@@ -212,9 +217,8 @@ impl Bounds {
         order.truncate(perhaps);
         let seed = u64::from(row.seed_high) << 32 | u64::from(row.seed_low);
         let noise = |v: usize| f64::from(gumbel(seed, row.length, row.choice, v as u32));
-        let scores = (0..vocabulary)
-            .map(|v| if row.temperature == 0.0 { f64::from(x[v]) } else { scaled(v) + noise(v) })
-            .collect();
+        let scores =
+            (0..vocabulary).map(|v| scaled(v) + if warm { noise(v) } else { 0.0 }).collect();
         Self { scores, order, surely, slack }
     }
 
@@ -331,6 +335,26 @@ fn draws_are_the_references_but_for_rounding() {
     let [all, differ] = counts;
     println!("{differ} of {all} draws differ, each within rounding");
     assert!(differ * 200 <= all, "{differ} of {all} draws differ");
+}
+
+/// What excuses a draw excuses the reference's own, and few others.
+#[test]
+fn what_rounding_excuses_is_little() {
+    let (mut rows, mut lenient) = (0, 0);
+    for (vocabulary, seed) in [(2, 0), (255, 1), (1000, 2), (1000, 3)] {
+        let pass = random_pass(vocabulary, 48, seed);
+        let expected = run(&mut Reference::new(), &pass);
+        for (r, &token) in expected.tokens.iter().enumerate() {
+            let bounds = Bounds::of(&pass, r);
+            assert!(bounds.admits(token), "{vocabulary} tokens, row {r}: {:?}", pass.rows[r]);
+            rows += 1;
+            // At temperature 0 slack tells none of the equal ones apart.
+            let others = (0..vocabulary as u32).filter(|&other| bounds.admits(other)).count() - 1;
+            lenient += usize::from(pass.rows[r].temperature > 0.0 && others > 0);
+        }
+    }
+    println!("in {lenient} of {rows} rows another token is excused");
+    assert!(lenient * 20 < rows, "{lenient} of {rows}");
 }
 
 #[test]
@@ -467,8 +491,7 @@ fn the_noise_is_the_references() {
 #[test]
 fn frequencies_approach_softmax() {
     let logits = [1.0, 0.0, -1.0, 2.0, 0.5, -20.0, 1.0, 1.5];
-    let draws = 6000;
-    for (temperature, top_k) in [(1.0, 0), (2.0, 0), (0.5, 3)] {
+    for (temperature, top_k, draws) in [(1.0, 0, 1500), (0.5, 3, 500)] {
         let kept = |token: usize| top_k == 0 || [3, 7, 0].contains(&token);
         let weight = |token: usize| f64::from(logits[token] / temperature).exp();
         let total: f64 = (0..8).filter(|&token| kept(token)).map(weight).sum();
