@@ -300,10 +300,7 @@ impl Kernels {
     }
 }
 
-fn layouts(
-    device: &wgpu::Device,
-    access: &str,
-) -> (wgpu::BindGroupLayout, wgpu::PipelineLayout) {
+fn layouts(device: &wgpu::Device, access: &str) -> (wgpu::BindGroupLayout, wgpu::PipelineLayout) {
     let entries: Vec<_> = (access.bytes().enumerate())
         .map(|(binding, access)| wgpu::BindGroupLayoutEntry {
             binding: binding as u32,

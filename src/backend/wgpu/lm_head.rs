@@ -43,8 +43,10 @@ pub(super) fn dispatches(wgpu: &mut Wgpu, op: LmHead<'_, Wgpu>) -> Result<Vec<Di
         });
     }
     let gather = Some(&batch.logit_rows);
-    let norm =
-        rms_norm::dispatch(wgpu, &RmsNorm { rows, width, input, gather, first, norm, output: normed })?;
+    let norm = rms_norm::dispatch(
+        wgpu,
+        &RmsNorm { rows, width, input, gather, first, norm, output: normed },
+    )?;
     let mut dispatches = vec![norm];
     let per_group = ROWS.into_iter().find(|&most| most >= rows).unwrap_or(ROWS[3]);
     let kernel = KERNEL.with("FLOAT", table.float_code()).with("ROWS", per_group as u32);

@@ -308,11 +308,7 @@ impl Backend for Wgpu {
         KvCache::new(&self.gpu, layout)
     }
 
-    fn write<T: Element>(
-        &mut self,
-        buffer: &mut Buffer<T>,
-        values: &[T],
-    ) -> Result<(), RunError> {
+    fn write<T: Element>(&mut self, buffer: &mut Buffer<T>, values: &[T]) -> Result<(), RunError> {
         check_len("write", "buffer", values.len(), buffer.len())?;
         let bytes: &[u8] = bytemuck::cast_slice(values);
         let whole = bytes.len() / 4 * 4;

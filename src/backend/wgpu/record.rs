@@ -1,5 +1,6 @@
 //! The recorder: ops become dispatches, after those that follow each other were fused.
 
+use super::Wgpu;
 use super::dispatch::Dispatch;
 use super::fuse::fuse;
 use super::gate_norm_quantize::Gate;
@@ -8,7 +9,6 @@ use super::paged_attention::Attention;
 use super::rms_norm_quantize::Quantize;
 use super::rope_append_kv::Rope;
 use super::ternary_matmul::{FusedMatmul, Matmul};
-use super::Wgpu;
 use crate::backend::ops::{self, Quantized};
 use crate::backend::{Record, StepKey};
 use crate::error::RunError;

@@ -68,9 +68,11 @@ impl Table {
     }
 
     pub(super) fn chunks(&self) -> impl Iterator<Item = Chunk<'_>> {
-        self.chunks
-            .iter()
-            .map(|(owned, first, rows)| Chunk { raw: &owned.raw, first: *first, rows: *rows })
+        self.chunks.iter().map(|(owned, first, rows)| Chunk {
+            raw: &owned.raw,
+            first: *first,
+            rows: *rows,
+        })
     }
 
     /// How many pieces there are.

@@ -1,6 +1,7 @@
 //! [`TernaryMatmul`]: matrix-vector products for few rows, tiles for many, and the form that norms
 //! and quantises its input itself.
 
+use super::Wgpu;
 use super::adapters::WORKGROUP_BYTES;
 use super::dispatch::Dispatch;
 use super::gate_norm_quantize::activation_code;
@@ -9,7 +10,6 @@ use super::memory::Raw;
 use super::packed::{BLOCK, MatrixPart, TILE};
 use super::record::{Gain, QuantizedRows};
 use super::rms_norm_quantize::check_quantized;
-use super::Wgpu;
 use crate::backend::ops::{Activation, Epilogue, TernaryMatmul, check_len};
 use crate::backend::quantized_stride;
 use crate::error::RunError;
@@ -231,8 +231,11 @@ impl FusedMatmul {
                 &part.scales,
                 &self.output.raw,
             ];
-            let (lanes, per_group) =
-                if self.gate.is_some() { (2 * TILE, TILE) } else { (lanes(features), lanes(features)) };
+            let (lanes, per_group) = if self.gate.is_some() {
+                (2 * TILE, TILE)
+            } else {
+                (lanes(features), lanes(features))
+            };
             let kernel = fused(self.rows, lanes, self.gate.is_some(), staged);
             Dispatch::new(kernel, &bindings, &params, [features.div_ceil(per_group) as u32, 1, 1])
         };
