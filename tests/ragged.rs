@@ -137,6 +137,8 @@ fn cases() -> impl Iterator<Item = (RandomModel, Reserve)> {
 }
 
 common::backend_tests! {
+    not slow;
+
     fn among_others_is_as_alone<B>(open) {
         for (model, reserve) in cases() {
             let lens = [1, 5, 33, 64, 2, 17];

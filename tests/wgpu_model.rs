@@ -30,25 +30,31 @@ fn backend(opened: &Opened, options: WgpuOptions) -> Wgpu {
 fn it_agrees_with_transformers() {
     let mut wrong = Vec::new();
     for opened in opened() {
-        for name in fixture::NAMES {
+        let mut compared = 0;
+        // All of them would take a slow adapter an hour.
+        for name in fixture::NAMES.iter().filter(|name| !opened.slow || **name == "bitnet_packed") {
             let fixture = fixture::load(name);
             let checkpoint = checkpoint::open(&fixture.folder).expect("opens");
             let device = backend(opened, WgpuOptions::default());
             let mut executor =
                 Executor::load(device, &checkpoint, fixture::reserve(), &mut |_, _| {})
                     .unwrap_or_else(|error| panic!("{name}: {error}"));
-            for case in &fixture.cases {
+            let cases = fixture.cases.iter();
+            for case in cases.filter(|case| !opened.slow || (case.strict && case.ids.len() < 9)) {
+                compared += 1;
                 let output = fixture::run(&mut executor, case)
                     .unwrap_or_else(|error| panic!("{name} {}: {error}", case.name));
                 for failure in fixture::failures(case, &output) {
                     if *name == NEEDS_IEEE {
                         eprintln!("{}: {name} {}: {failure}", opened.name, case.name);
                     } else {
-                        wrong.push(format!("{}: {name} {}: {failure}", opened.name, case.name));
+                        let (device, fixture) = (&opened.name, &fixture.name);
+                        wrong.push(format!("{device}: {fixture} {}: {failure}", case.name));
                     }
                 }
             }
         }
+        assert!(compared > 0, "{}: nothing was compared", opened.name);
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
@@ -84,19 +90,20 @@ fn the_demo_model_says_what_it_says_on_the_cpu() {
     let sure = near_tie.unwrap_or(expected.len());
     for opened in opened() {
         let device = backend(opened, WgpuOptions::default());
-        let answer = generate(&mut session(device, &checkpoint, reserve), &prompt, &greedy(64));
+        let count = if opened.slow { 6 } else { expected.len() };
+        let answer = generate(&mut session(device, &checkpoint, reserve), &prompt, &greedy(count));
         let found = ids(&answer.expect("generates"));
         let equal = expected.iter().zip(&found).take_while(|(a, b)| a == b).count();
-        eprintln!("{}: {equal} of 64 tokens equal, near-tie at {sure}", opened.name);
-        assert_eq!(found.len(), expected.len());
-        assert!(equal >= sure, "{}: {equal} tokens, expected {sure}", opened.name);
+        eprintln!("{}: {equal} of {count} tokens equal, near-tie at {sure}", opened.name);
+        assert_eq!(found.len(), count);
+        assert!(equal >= sure.min(count), "{}: {equal} tokens, expected {sure}", opened.name);
     }
 }
 
 /// Fused or not, replayed or not, one step per submission or several: the same answers.
 #[test]
 fn how_a_step_is_enqueued_changes_nothing() {
-    for opened in opened() {
+    for opened in opened().iter().filter(|opened| !opened.slow) {
         for model in awkward_models() {
             let plain = WgpuOptions::default().fused(false).replay(false).burst(1);
             let expected = workload(&mut session(backend(opened, plain), &model, roomy()));
@@ -158,15 +165,44 @@ fn nothing_is_allocated_per_step() {
             let report = opened.gpu.device().generate_allocator_report();
             report.map(|report| (report.total_allocated_bytes, report.allocations.len()))
         };
-        for params in [greedy(8), sampled(8)] {
+        let before_all = if opened.slow { 2 } else { 8 };
+        for params in [greedy(before_all), sampled(before_all)] {
             generate(&mut session, &[1, 2, 3], &params).expect("generates");
         }
         let before = allocated();
-        for _ in 0..5 {
-            for params in [greedy(20), sampled(20)] {
+        let (rounds, tokens) = if opened.slow { (1, 8) } else { (5, 20) };
+        for _ in 0..rounds {
+            for params in [greedy(tokens), sampled(tokens)] {
                 generate(&mut session, &[1, 2, 3], &params).expect("generates");
             }
         }
         assert_eq!(before, allocated(), "{}", opened.name);
+    }
+}
+
+/// Three sequences in a step give each the bits that it has alone, and a prompt in two steps those
+/// that it has in one. `ragged.rs` has many more of these for all but slow adapters.
+#[test]
+fn a_ragged_batch_is_as_each_alone() {
+    for opened in opened() {
+        let model = &awkward_models()[0];
+        let mut executor = load(backend(opened, WgpuOptions::default()), model, roomy());
+        let prompts: [&[u32]; 3] = [&[1, 2, 3, 4, 5, 6, 7], &[9], &[30, 31, 32]];
+        let vocabulary = model.config.vocabulary;
+        let together = prompts.iter().enumerate();
+        let together = together.map(|(lane, prompt)| part(lane, 0, prompt, &[lane as u32]));
+        let logits = step_logits(&mut executor, together.map(keep_last).collect());
+        for (lane, prompt) in prompts.iter().enumerate() {
+            // Another lane and page, in one step and in two.
+            let whole = keep_last(part(5 - lane, 0, prompt, &[9]));
+            let alone = step_logits(&mut executor, vec![whole]);
+            assert_eq!(bits(&alone), bits(&logits[lane * vocabulary..][..vocabulary]));
+            let (first, rest) = prompt.split_at(prompt.len() / 2);
+            if !first.is_empty() {
+                step_logits(&mut executor, vec![part(5, 0, first, &[10])]);
+                let rest = keep_last(part(5, first.len(), rest, &[10]));
+                assert_eq!(bits(&alone), bits(&step_logits(&mut executor, vec![rest])));
+            }
+        }
     }
 }

@@ -27,12 +27,14 @@ pub(crate) trait Body {
 }
 
 /// Runs `body` on every backend of this machine. A new backend, or a variant of one, is a line.
-pub(crate) fn on_every_backend(body: &impl Body) {
+///
+/// Tests of the whole model pass `slow` adapters by; `wgpu_model.rs` has what they run.
+pub(crate) fn on_every_backend(body: &impl Body, slow: bool) {
     // Its ops are compared with themselves, which shows that the tests' own arithmetic is right.
     named("reference", || body.run(&Reference::new));
     named("toy", || body.run(&toy::Toy::new));
     #[cfg(feature = "wgpu")]
-    for (name, gpu, options) in wgpu::backends() {
+    for (name, gpu, options) in wgpu::backends(slow) {
         named(name, || body.run(&|| trine::backend::wgpu::Wgpu::new(&gpu, options)));
     }
     for isa in Isa::available() {
@@ -58,9 +60,11 @@ fn named(name: &str, test: impl FnOnce()) {
     test();
 }
 
-/// Turns generic functions `fn name<B>(open)` into tests that run on every backend.
+/// Turns generic functions `fn name<B>(open)` into tests that run on every backend, or on all but
+/// those that are slow.
 macro_rules! backend_tests {
-    ($($(#[$attribute:meta])* fn $name:ident<$backend:ident>($open:ident) $body:block)*) => {$(
+    (not slow; $($tests:tt)*) => { $crate::common::backend_tests! { @slow = false; $($tests)* } };
+    (@slow = $slow:literal; $($(#[$attribute:meta])* fn $name:ident<$backend:ident>($open:ident) $body:block)*) => {$(
         #[test]
         $(#[$attribute])*
         fn $name() {
@@ -70,8 +74,9 @@ macro_rules! backend_tests {
                     $body
                 }
             }
-            $crate::common::on_every_backend(&This);
+            $crate::common::on_every_backend(&This, $slow);
         }
     )*};
+    ($($tests:tt)*) => { $crate::common::backend_tests! { @slow = true; $($tests)* } };
 }
 pub(crate) use backend_tests;

@@ -13,6 +13,13 @@ pub(crate) struct Opened {
     pub(crate) gpu: Gpu,
     /// Whether all variants are off.
     pub(crate) plain: bool,
+    /// Whether it takes a hundred times longer than others: tests of the whole model do less on it.
+    pub(crate) slow: bool,
+}
+
+/// SwiftShader runs the threads of a workgroup in turns, and changes turns at every barrier.
+fn is_slow(adapter: &Adapter) -> bool {
+    adapter.info().name.contains("SwiftShader")
 }
 
 /// Every adapter; fewer than are required fail the test.
@@ -35,7 +42,8 @@ pub(crate) fn opened() -> &'static [Opened] {
             adapters.into_iter().map(move |adapter| {
                 let name = format!("{} {options:?}", adapter.description());
                 let gpu = Gpu::of(adapter, options).unwrap_or_else(|error| panic!("{error}"));
-                Opened { name, gpu, plain: options == plain }
+                let slow = is_slow(gpu.adapter());
+                Opened { name, gpu, plain: options == plain, slow }
             })
         };
         variants(GpuOptions::default()).chain(variants(plain)).collect()
@@ -43,8 +51,8 @@ pub(crate) fn opened() -> &'static [Opened] {
 }
 
 /// The backends that generic tests run on: each adapter fused, and the plain variants unfused.
-pub(crate) fn backends() -> impl Iterator<Item = (&'static str, Gpu, WgpuOptions)> {
-    opened().iter().map(|opened| {
+pub(crate) fn backends(slow: bool) -> impl Iterator<Item = (&'static str, Gpu, WgpuOptions)> {
+    opened().iter().filter(move |opened| slow || !opened.slow).map(|opened| {
         (opened.name.as_str(), opened.gpu.clone(), WgpuOptions::default().fused(!opened.plain))
     })
 }
