@@ -33,7 +33,8 @@ const_assert FEATURES <= 4u;
 @group(0) @binding(1) var<storage, read> table: array<u32>;
 @group(0) @binding(2) var<storage, read_write> logits: array<f32>;
 
-var<workgroup> partial_sums: array<f32, WORKGROUP>;
+// Of the features of a group, side by side.
+var<workgroup> partial_sums: array<vec4<f32>, WORKGROUP>;
 
 // Elements `2 i` and `2 i + 1` of a row; 0 beyond the width.
 fn pair(row: u32, i: u32) -> vec2<f32> {
@@ -52,8 +53,12 @@ fn pair(row: u32, i: u32) -> vec2<f32> {
 @compute @workgroup_size(256)
 fn main(thread: Thread) {
     let lane = thread.index % 32u;
-    let group = flat_group(thread) * GROUPS + thread.index / 32u;
-    let first_row = thread.group.z * ROWS;
+    // Workgroups with the same rows of the table follow each other, so that a cache serves all of
+    // them but the first.
+    let row_groups = (p.rows + ROWS - 1u) / ROWS;
+    let index = flat_group(thread);
+    let group = (index / row_groups) * GROUPS + thread.index / 32u;
+    let first_row = (index % row_groups) * ROWS;
     let pairs = (p.width + 1u) / 2u;
     var sums: array<vec4<f32>, MOST_ROWS>;
     for (var r = 0u; r < ROWS; r++) {
@@ -75,21 +80,20 @@ fn main(thread: Thread) {
         }
     }
     for (var r = 0u; r < ROWS; r++) {
-        for (var f = 0u; f < FEATURES; f++) {
-            partial_sums[thread.index] = sums[r][f];
-            workgroupBarrier();
-            for (var distance = 1u; distance < 32u; distance <<= 1u) {
-                if (lane % (2u * distance) == 0u) {
-                    partial_sums[thread.index] += partial_sums[thread.index + distance];
-                }
-                workgroupBarrier();
-            }
-            let feature = group * FEATURES + f;
-            let row = first_row + r;
-            if (lane == 0u && feature < p.count && row < p.rows) {
-                logits[row * p.vocabulary + p.first + feature] = partial_sums[thread.index];
+        partial_sums[thread.index] = sums[r];
+        workgroupBarrier();
+        for (var distance = 1u; distance < 32u; distance <<= 1u) {
+            if (lane % (2u * distance) == 0u) {
+                partial_sums[thread.index] += partial_sums[thread.index + distance];
             }
             workgroupBarrier();
         }
+        let feature = group * FEATURES + lane;
+        let row = first_row + r;
+        if (lane < FEATURES && feature < p.count && row < p.rows) {
+            let sum = partial_sums[thread.index - lane];
+            logits[row * p.vocabulary + p.first + feature] = sum[lane];
+        }
+        workgroupBarrier();
     }
 }

@@ -36,12 +36,14 @@ fn main(thread: Thread) {
         for (var r = 0u; r < ROWS; r++) {
             let row = first + r;
             if (row < p.rows) {
-                let y = ternary_value(products[r], sums[row], weight_scales[feature], scales[row]);
+                let sum = f32(products[r] - sums[row]);
+                let scale = weight_scales[feature] / scales[row];
                 let at = row * p.stride + p.column + p.first + feature;
                 if (p.add != 0u) {
-                    output[at] += y;
+                    // Rounded once, in every kernel: a compiler could do so in some.
+                    output[at] = fma(sum, scale, output[at]);
                 } else {
-                    output[at] = y;
+                    output[at] = sum * scale;
                 }
             }
         }

@@ -27,8 +27,8 @@ var<immediate> p: Params;
 // Whether the product is `act(gate) · up`; `LANES` is two tiles then, one of the gate's and one
 // of up's.
 override GATE: u32 = 0u;
-// Vectors of 16 int8 that the quantised rows take.
-override STAGED: u32 = 1024u;
+// Words of 4 int8 that the quantised rows take.
+override STAGED: u32 = 768u;
 
 @group(0) @binding(0) var<storage, read> input: array<f32>;
 @group(0) @binding(1) var<storage, read> gain: array<f32>;
@@ -36,7 +36,7 @@ override STAGED: u32 = 1024u;
 @group(0) @binding(3) var<storage, read> weight_scales: array<f32>;
 @group(0) @binding(4) var<storage, read_write> output: array<f32>;
 
-var<workgroup> staged: array<vec4<u32>, STAGED>;
+var<workgroup> staged: array<u32, STAGED>;
 var<workgroup> gate_up: array<f32, 2u * TERNARY_TILE>;
 
 fn row_value(row: u32, i: u32) -> f32 {
@@ -48,7 +48,8 @@ fn row_gain(i: u32) -> f32 {
 }
 
 fn activations(row: u32, i: u32) -> vec4<u32> {
-    return staged[row * p.blocks * 4u + i];
+    let first = 4u * (row * p.blocks * 4u + i);
+    return vec4<u32>(staged[first], staged[first + 1u], staged[first + 2u], staged[first + 3u]);
 }
 
 @compute @workgroup_size(256)
@@ -59,15 +60,12 @@ fn main(thread: Thread) {
         let inverse = row_inverse(row, thread);
         let scale_bits = row_scale_bits(row, inverse, thread);
         var sum = 0;
-        // Vectors of 16 values: 4 words each.
-        for (var i = thread.index; i < p.blocks * 4u; i += WORKGROUP) {
-            var vector = vec4<u32>();
-            for (var w = 0u; w < 4u; w++) {
-                let four = quantized_word(row, 4u * i + w, inverse, scale_bits);
-                vector[w] = four.word;
-                sum += four.sum;
-            }
-            staged[row * p.blocks * 4u + i] = vector;
+        // Word by word, so that neighbouring threads read neighbouring values.
+        let words = 16u * p.blocks;
+        for (var word = thread.index; word < words; word += WORKGROUP) {
+            let four = quantized_word(row, word, inverse, scale_bits);
+            staged[row * words + word] = four.word;
+            sum += four.sum;
         }
         scales[row] = scale_bits;
         sums[row] = reduce_sum_i32(sum, thread);
@@ -83,28 +81,30 @@ fn main(thread: Thread) {
     }
     let products = ternary_sums(feature, 0u, thread);
     for (var row = 0u; row < ROWS; row++) {
-        var y = 0.0;
+        let sum = f32(products[row] - sums[row]);
+        var scale = 0.0;
         if (thread.index < LANES) {
-            let scale = bitcast<f32>(scales[row]);
-            y = ternary_value(products[row], sums[row], weight_scales[feature], scale);
+            scale = weight_scales[feature] / bitcast<f32>(scales[row]);
         }
         if (GATE != 0u) {
             if (thread.index < LANES) {
-                gate_up[thread.index] = y;
+                gate_up[thread.index] = sum * scale;
             }
             workgroupBarrier();
             let out = thread.group.x * TERNARY_TILE + thread.index;
             if (thread.index < TERNARY_TILE && out < p.features) {
+                let gate = gate_up[thread.index];
                 let up = gate_up[thread.index + TERNARY_TILE];
-                output[row * p.stride + p.column + p.first + out] = gated(p.activation, y, up);
+                output[row * p.stride + p.column + p.first + out] = gated(p.activation, gate, up);
             }
             workgroupBarrier();
         } else if (thread.index < LANES && feature < p.features) {
             let at = row * p.stride + p.column + p.first + feature;
             if (p.add != 0u) {
-                output[at] += y;
+                // Rounded once, in every kernel: a compiler could do so in some.
+                output[at] = fma(sum, scale, output[at]);
             } else {
-                output[at] = y;
+                output[at] = sum * scale;
             }
         }
     }

@@ -79,13 +79,14 @@ fn main(thread: Thread) {
             let out = first_feature + x + 16u * f;
             if (row < p.rows && out < p.features) {
                 // With codes c = t + 1, Σ t·q = Σ c·q − Σ q.
-                let sum = products[r][f] - sums[row];
-                let value = f32(sum) * (weight_scales[out] / scales[row]);
+                let sum = f32(products[r][f] - sums[row]);
+                let scale = weight_scales[out] / scales[row];
                 let at = row * p.stride + p.column + p.first + out;
                 if (p.add != 0u) {
-                    output[at] += value;
+                    // Rounded once, in every kernel: a compiler could do so in some.
+                    output[at] = fma(sum, scale, output[at]);
                 } else {
-                    output[at] = value;
+                    output[at] = sum * scale;
                 }
             }
         }

@@ -83,7 +83,8 @@ fn caches_are_kept_and_bad_ones_are_ignored() {
     assert!(good.iter().all(|data| data.len() > 64));
 
     // Cut short, empty, and something else altogether.
-    let spoils: [fn(&[u8]) -> Vec<u8>; 3] =
+    type Spoil = fn(&[u8]) -> Vec<u8>;
+    let spoils: [Spoil; 3] =
         [|good| good[..good.len() / 2].to_vec(), |_| vec![], |_| vec![0xa5; 5000]];
     for spoil in spoils {
         for (file, good) in written.iter().zip(&good) {

@@ -256,7 +256,7 @@ fn variants_are_what_was_asked_for_or_refused() {
     on_every_adapter(|adapter| {
         let has = |feature| adapter.features().contains(feature);
         let gpu = open(&adapter);
-        assert_eq!(gpu.variant().packed_dot, adapter.has_packed_dot());
+        assert_eq!(gpu.variant().packed_dot, adapter.packed_dot());
         // Both are asked of the device, and a probe may find that subgroups are of no use.
         let asked = [
             (GpuOptions::default().f16(true), has(wgpu::Features::SHADER_F16), "f16"),

@@ -12,7 +12,7 @@ use common::run::{bits, generate, ids, keep_last, load, part, session, step_logi
 use common::wgpu::{Opened, opened};
 use common::workload::{greedy, sampled, workload};
 use trine::backend::cpu::{Cpu, CpuOptions};
-use trine::backend::wgpu::{Wgpu, WgpuOptions};
+use trine::backend::wgpu::{Gpu, GpuOptions, Wgpu, WgpuOptions};
 use trine::backend::{KvType, PAGE_TOKENS};
 use trine::checkpoint;
 use trine::model::activations::Reserve;
@@ -31,16 +31,20 @@ fn it_agrees_with_transformers() {
     let mut wrong = Vec::new();
     for opened in opened() {
         let mut compared = 0;
-        // All of them would take a slow adapter an hour.
-        for name in fixture::NAMES.iter().filter(|name| !opened.slow || **name == "bitnet_packed") {
+        for name in fixture::NAMES {
             let fixture = fixture::load(name);
             let checkpoint = checkpoint::open(&fixture.folder).expect("opens");
             let device = backend(opened, WgpuOptions::default());
             let mut executor =
                 Executor::load(device, &checkpoint, fixture::reserve(), &mut |_, _| {})
                     .unwrap_or_else(|error| panic!("{name}: {error}"));
-            let cases = fixture.cases.iter();
-            for case in cases.filter(|case| !opened.slow || (case.strict && case.ids.len() < 9)) {
+            // On a slow adapter the shortest of the strict cases, and not in every variant.
+            let strict = fixture.cases.iter().filter(|case| case.strict);
+            let shortest = strict.map(|case| case.ids.len()).min();
+            let chosen = |case: &&fixture::Case| {
+                !opened.slow || (!opened.plain && Some(case.ids.len()) == shortest)
+            };
+            for case in fixture.cases.iter().filter(chosen) {
                 compared += 1;
                 let output = fixture::run(&mut executor, case)
                     .unwrap_or_else(|error| panic!("{name} {}: {error}", case.name));
@@ -54,7 +58,7 @@ fn it_agrees_with_transformers() {
                 }
             }
         }
-        assert!(compared > 0, "{}: nothing was compared", opened.name);
+        assert!(compared > 0 || opened.plain, "{}: nothing was compared", opened.name);
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
@@ -158,14 +162,16 @@ fn a_replayed_step_equals_the_first() {
 /// Decoding takes no more memory with every step.
 #[test]
 fn nothing_is_allocated_per_step() {
-    for opened in opened() {
+    for opened in opened().iter().filter(|opened| !opened.plain) {
         let model = &awkward_models()[0];
-        let mut session = session(backend(opened, WgpuOptions::default()), model, roomy());
+        // A device of its own, whose memory no other test takes.
+        let gpu = Gpu::of(opened.gpu.adapter().clone(), GpuOptions::default()).expect("opens");
+        let mut session = session(Wgpu::new(&gpu, WgpuOptions::default()), model, roomy());
         let allocated = || {
-            let report = opened.gpu.device().generate_allocator_report();
+            let report = gpu.device().generate_allocator_report();
             report.map(|report| (report.total_allocated_bytes, report.allocations.len()))
         };
-        let before_all = if opened.slow { 2 } else { 8 };
+        let before_all = if opened.slow { 5 } else { 8 };
         for params in [greedy(before_all), sampled(before_all)] {
             generate(&mut session, &[1, 2, 3], &params).expect("generates");
         }

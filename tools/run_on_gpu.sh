@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-TESTS=(ops ragged sampling wgpu_attention wgpu_sample wgpu_fuse wgpu_model wgpu_faults)
+TESTS=(ops checked seam ragged wgpu_attention wgpu_sample wgpu_fuse wgpu_model wgpu_pieces wgpu_faults)
 
 build() {
     local folder=$1
@@ -41,6 +41,8 @@ run() {
     mkdir -p "$2"
     results=$(realpath "$2")
     device=${DEVICE:-wgpu:0}
+    # A test that finds no GPU fails.
+    export TRINE_REQUIRE_ADAPTERS=1
     {
         date -u +%Y-%m-%dT%H:%M:%SZ
         cat "$folder/commit"

@@ -2,7 +2,8 @@
 // Products of a few rows of int8 activations with a tile of a ternary matrix, whose order in memory
 // is drawn in `packed.rs`. The file that uses this has `weights: array<vec4<u32>>`,
 // `activations(row, i)` (16 neighbouring int8 of a row), and in `p`: `blocks`, the blocks of 64
-// columns that a row has.
+// columns that a row has. With codes c = t + 1, Σ t·q = Σ c·q − Σ q; the value of a product is that
+// sum, converted, times the quotient of the two scales.
 //
 // `LANES` threads have a row of the matrix each; the workgroup's other threads have the same rows
 // and other blocks. The sums are integers, so their order does not matter.
@@ -47,10 +48,4 @@ fn ternary_sums(feature: u32, first: u32, thread: Thread) -> array<i32, MOST_ROW
         workgroupBarrier();
     }
     return sums;
-}
-
-// The product's value: one conversion, one division, one product, in this order.
-fn ternary_value(codes_sum: i32, activations_sum: i32, weight_scale: f32, scale: f32) -> f32 {
-    // With codes c = t + 1, Σ t·q = Σ c·q − Σ q.
-    return f32(codes_sum - activations_sum) * (weight_scale / scale);
 }

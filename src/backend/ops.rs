@@ -192,7 +192,8 @@ pub enum Epilogue {
 }
 
 /// `y[t][n] = (Σ_k t_nk · q_tk) · (scale_n / s_t)`; the sum is exact in i32, then one conversion
-/// to f32, one division and one product, in f32, in this order. `scale_n` is the scale of the
+/// to f32, one division and one product, in f32, in this order; where it is added, product and sum
+/// may be rounded once instead of twice. `scale_n` is the scale of the
 /// [part](super::Backend::pack_ternary) that row `n` belongs to.
 pub struct TernaryMatmul<'a, B: Backend> {
     /// Rows, `T`.
@@ -306,7 +307,8 @@ pub enum Activation {
 }
 
 /// `quantized[t] = quantize(norm(act(gate[t]) · up[t]))`; `gate_up[t]` holds the gate's `width`
-/// values, then up's. All of it in f32: ReLU² overflows f16.
+/// values, then up's. All of it in f32: ReLU² overflows f16. After a product of the same step that
+/// reads the quantised rows, `gate_up` is the step's own too and may hold anything.
 pub struct GateNormQuantize<'a, B: Backend> {
     /// Rows, `T`.
     pub rows: usize,

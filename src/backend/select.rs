@@ -101,7 +101,7 @@ pub struct GpuDetails {
     /// Whether kernels may use the type f16.
     pub f16: bool,
     /// Whether the device itself multiplies packed int8, where that is known.
-    pub packed_dot: Option<bool>,
+    pub packed_dot: bool,
     /// Bytes that a kernel may see in one piece.
     pub binding_bytes: u64,
     /// Bytes of the largest piece of memory.

@@ -142,11 +142,7 @@ fn table(devices: &[DeviceStatus]) -> Vec<Vec<String>> {
                 None => "no".into(),
             }),
             of(&|gpu| if gpu.f16 { "yes" } else { "no" }.into()),
-            of(&|gpu| match gpu.packed_dot {
-                Some(true) => "yes".into(),
-                Some(false) => "no".into(),
-                None => "?".into(),
-            }),
+            of(&|gpu| if gpu.packed_dot { "yes" } else { "no" }.into()),
             match &device.state {
                 Ok(description) => description.clone(),
                 Err(reason) => format!("not available: {reason}"),

@@ -60,6 +60,8 @@ struct InFlight<B: Backend> {
     top_tokens: Option<B::Pending<u32>>,
     top_logprobs: Option<B::Pending<f32>>,
     hidden: Option<B::Pending<f32>>,
+    /// Where the step answers nothing: something to wait for.
+    end: Option<B::Pending<u32>>,
 }
 
 impl<B: Backend> Executor<B> {
@@ -176,6 +178,7 @@ impl<B: Backend> StepExecutor for Executor<B> {
             top_tokens: None,
             top_logprobs: None,
             hidden: None,
+            end: None,
         };
         if sampling && rows > 0 {
             in_flight.tokens = Some(backend.fetch(&samples.tokens, rows)?);
@@ -191,6 +194,9 @@ impl<B: Backend> StepExecutor for Executor<B> {
         if batch.hidden && rows > 0 {
             let len = rows * self.config.hidden;
             in_flight.hidden = Some(backend.fetch(&self.activations.normed, len)?);
+        }
+        if rows == 0 && backend.info().asynchronous {
+            in_flight.end = Some(backend.fetch(&samples.tokens, 1)?);
         }
         self.in_flight.push_back(in_flight);
         Ok(())
@@ -214,6 +220,9 @@ impl<B: Backend> StepExecutor for Executor<B> {
             output.top = (pairs.chunks_exact(MAX_LOGPROBS).zip(&step.top))
                 .map(|(row, &count)| row[..count].to_vec())
                 .collect();
+        }
+        if let Some(pending) = step.end {
+            self.backend.wait(pending)?;
         }
         if let Some(pending) = step.hidden {
             output.hidden = self.backend.wait(pending)?;

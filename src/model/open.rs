@@ -120,7 +120,18 @@ fn on_wgpu(adapter: crate::backend::wgpu::Adapter, job: &mut Job<'_>) -> Loaded 
     let options = WgpuOptions::default().fused(!unfused && !check).replay(!eager && !check);
     let wgpu = Wgpu::new(&gpu, options);
     // Compiling may take long, and is for nothing where the model does not fit.
-    super::executor::check_memory(wgpu.info(), job.source.config(), &job.reserve)?;
+    let config = job.source.config();
+    super::executor::check_memory(wgpu.info(), config, &job.reserve)?;
+    let most = gpu.limits().max_storage_buffer_binding_size.min(gpu.limits().max_buffer_size);
+    if let Some((name, bytes)) = job.reserve.largest_piece(config).filter(|p| p.1 as u64 > most) {
+        return Err(LoadError::OutOfMemory {
+            device: wgpu.info().name.clone(),
+            arithmetic: format!(
+                "{name} need {bytes} bytes in one piece, and this device binds {most} at most; a \
+                 shorter --context makes the KV cache smaller"
+            ),
+        });
+    }
     let matrices = job.source.config().layers * PROJECTIONS;
     let mut kernels = 0;
     gpu.warm(&mut |done, of| {

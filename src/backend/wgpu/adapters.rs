@@ -70,13 +70,13 @@ pub fn choose(which: Option<&str>) -> Result<Adapter, LoadError> {
         found.iter().map(of).collect::<Vec<_>>().join(", ")
     };
     let Some(which) = which else { return Ok(found[0].clone()) };
-    let chosen = match which.parse::<usize>() {
-        Ok(number) => found.get(number),
-        Err(_) => {
-            let which = which.to_lowercase();
-            found.iter().find(|adapter| adapter.info.name.to_lowercase().contains(&which))
-        }
+    let named = || {
+        let which = which.to_lowercase();
+        found.iter().find(|adapter| adapter.info.name.to_lowercase().contains(&which))
     };
+    // A number that is no adapter's may be a part of a name: 4090.
+    let by_number = which.parse::<usize>().ok().and_then(|number| found.get(number));
+    let chosen = by_number.or_else(named);
     chosen.cloned().ok_or_else(|| refuse(format!("there is no such adapter, only {}", names())))
 }
 
@@ -131,28 +131,6 @@ impl Adapter {
         Some(driver).filter(|driver| !driver.is_empty())
     }
 
-    /// Whether the device itself multiplies packed int8, where that is known. Kernels that ask for
-    /// it are right in any case: it is spelt out where the device has none.
-    pub fn packed_dot(&self) -> Option<bool> {
-        #[cfg(not(target_vendor = "apple"))]
-        {
-            // SAFETY: the handles are only asked for their properties, while the guard lives.
-            let vulkan = unsafe { self.raw.as_hal::<wgpu::hal::api::Vulkan>() }?;
-            // SAFETY: the physical device belongs to this instance.
-            let properties = unsafe {
-                let instance = vulkan.shared_instance().raw_instance();
-                instance.get_physical_device_properties(vulkan.raw_physical_device())
-            };
-            // Vulkan 1.3 (major in bits 22.., minor in 12..22) demands it; before that it is an
-            // extension, which nobody here asks for.
-            let (major, minor) =
-                (properties.api_version >> 22 & 0x7f, properties.api_version >> 12 & 0x3ff);
-            ((major, minor) >= (1, 3)).then_some(true)
-        }
-        #[cfg(target_vendor = "apple")]
-        None
-    }
-
     /// What wgpu knows of it.
     pub fn info(&self) -> &wgpu::AdapterInfo {
         &self.info
@@ -187,7 +165,7 @@ impl Adapter {
     /// Vulkan says so. Metal has no such instruction, and gets products of packed bytes that its
     /// compiler knows how to treat. DX12 would need shader model 6.4 and with it the compiler DXC;
     /// wgpu takes FXC, and writes plain products.
-    pub fn has_packed_dot(&self) -> bool {
+    pub fn packed_dot(&self) -> bool {
         #[cfg(not(target_vendor = "apple"))]
         {
             const VULKAN_1_3: u32 = 1 << 22 | 3 << 12;

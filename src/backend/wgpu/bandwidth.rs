@@ -45,8 +45,7 @@ impl Gpu {
             let commands = encoder.finish();
             let started = Instant::now();
             let index = inner.queue.submit([commands]);
-            let wait = wgpu::PollType::Wait { submission_index: Some(index), timeout: None };
-            self.poll(wait).map_err(refuse)?;
+            self.wait_for(&index, || true).map_err(refuse)?;
             let seconds = started.elapsed().as_secs_f64();
             if round > 0 {
                 rates.push((2 * copies * bytes) as f64 / seconds);

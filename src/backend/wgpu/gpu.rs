@@ -98,7 +98,7 @@ impl Gpu {
         };
         let mut variant = Variant {
             subgroups: wanted(options.subgroups, has(wgpu::Features::SUBGROUP), "subgroups")?,
-            packed_dot: options.packed_dot.unwrap_or_else(|| adapter.has_packed_dot()),
+            packed_dot: options.packed_dot.unwrap_or_else(|| adapter.packed_dot()),
             // Not by default: the plain form compiles to the same instruction, and Mesa 22.3 reads
             // a bitcast to two f16 as something else.
             f16: options.f16.unwrap_or(false)
@@ -132,6 +132,10 @@ impl Gpu {
             no_subgroups = Some(reason);
         }
         let kernels = Kernels::new(&device, &adapter, variant);
+        // Whole vectors: some drivers say 2³¹ − 1, and sizes are rounded up to 16 bytes.
+        let mut limits = limits;
+        limits.max_storage_buffer_binding_size &= !15;
+        limits.max_buffer_size &= !15;
         let binding_limit = options.binding_limit;
         let inner = Inner {
             device,

@@ -60,8 +60,7 @@ pub(super) fn dispatches(wgpu: &mut Wgpu, op: LmHead<'_, Wgpu>) -> Result<Vec<Di
             stride: table.stride_words() as u32,
         };
         let bindings = [normed.raw(), chunk.raw, logits.raw()];
-        let [x, y, _] = grid(chunk.rows.div_ceil(FEATURES));
-        let groups = [x, y, rows.div_ceil(per_group) as u32];
+        let groups = grid(chunk.rows.div_ceil(FEATURES) * rows.div_ceil(per_group));
         dispatches.push(Dispatch::new(kernel, &bindings, &params, groups));
     }
     Ok(dispatches)

@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use super::fault::sentence;
 use super::gpu::{Dropped, Gpu};
@@ -92,8 +93,7 @@ impl Gpu {
             if bytes.len() == UPLOAD {
                 // Sends what is staged on its way, and frees it.
                 let index = inner.queue.submit([]);
-                let wait = wgpu::PollType::Wait { submission_index: Some(index), timeout: None };
-                self.poll(wait).map_err(|reason| LoadError::Device {
+                self.wait_for(&index, || true).map_err(|reason| LoadError::Device {
                     device: self.adapter().name(),
                     reason,
                 })?;
@@ -110,6 +110,32 @@ impl Gpu {
     pub(super) fn fault(&self) -> Option<String> {
         let _ = crate::caught::caught(|| self.0.device.poll(wgpu::PollType::Poll));
         self.0.faults.get()
+    }
+
+    /// Waits for a submission, and until `done` says that what was to come of it came. A device
+    /// that does not answer counts as lost.
+    pub(super) fn wait_for(
+        &self,
+        index: &wgpu::SubmissionIndex,
+        done: impl Fn() -> bool,
+    ) -> Result<(), String> {
+        // Drivers reset a GPU that hangs after seconds; a software adapter may take minutes for a
+        // long prompt.
+        let minutes = if self.adapter().is_software() { 30 } else { 2 };
+        let started = Instant::now();
+        loop {
+            let index = Some(index.clone());
+            let second = Some(Duration::from_secs(1));
+            let wait = wgpu::PollType::Wait { submission_index: index, timeout: second };
+            if self.poll(wait)? && done() {
+                return Ok(());
+            }
+            if started.elapsed() > Duration::from_secs(60 * minutes) {
+                let fault = format!("the device has not answered for {minutes} minutes");
+                self.0.faults.set(fault.clone());
+                return Err(fault);
+            }
+        }
     }
 
     /// Lets wgpu do what is due. An `Err` says what is wrong with the device.
@@ -141,7 +167,7 @@ pub struct Buffer<T> {
 
 impl<T: Element> Buffer<T> {
     pub(super) fn new(gpu: &Gpu, name: &'static str, len: usize) -> Result<Self, LoadError> {
-        let bytes = (len as u64).checked_mul(size_of::<T>() as u64).unwrap_or(u64::MAX);
+        let bytes = (len as u64).saturating_mul(size_of::<T>() as u64);
         Ok(Self { owned: gpu.reserve(name, bytes)?, len, element: PhantomData })
     }
 

@@ -37,7 +37,7 @@ mod ternary_matmul;
 
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 pub use adapters::{Adapter, IMMEDIATE_BYTES, STORAGE_BUFFERS, WORKGROUP_BYTES, adapters, choose};
 pub use gpu::{Gpu, GpuOptions, Variant};
@@ -59,10 +59,6 @@ use memory::{Owned, Raw, Readback, Readbacks};
 
 /// Bytes of host memory that step inputs are staged in at a time; larger ones get their own.
 const STAGING: u64 = 1 << 18;
-
-/// How long a step may take before the device counts as hung. Drivers reset a GPU that does not
-/// answer after seconds; a software adapter may take minutes for a long prompt.
-const PATIENCE: Duration = Duration::from_secs(30 * 60);
 
 /// Steps that share a submission while a session decodes ahead: few enough that a caller who gives
 /// up waits for little.
@@ -121,6 +117,8 @@ pub struct Wgpu {
     open_steps: usize,
     open_copies: Vec<Rc<Readback>>,
     submissions: u64,
+    /// The latest submission that is known to be done.
+    waited: u64,
     stats: Stats,
 }
 
@@ -158,6 +156,7 @@ impl Wgpu {
             open_steps: 0,
             open_copies: Vec::new(),
             submissions: 0,
+            waited: 0,
             stats: Stats::default(),
         }
     }
@@ -356,6 +355,10 @@ impl Backend for Wgpu {
             None => self.record(key, record)?,
         };
         self.enqueueing("enqueueing a step", |this| {
+            // A full submission goes out while the host records the next step.
+            if this.open_steps >= this.burst {
+                this.flush();
+            }
             let mut pass = this.encoder().begin_compute_pass(&Default::default());
             for dispatch in recording.iter() {
                 dispatch.encode(&mut pass);
@@ -364,10 +367,6 @@ impl Backend for Wgpu {
             this.stats.steps += 1;
             this.stats.dispatches += recording.len() as u64;
             this.open_steps += 1;
-            // Nobody may fetch anything from a step without logits, and the device could work.
-            if key.logit_rows == 0 {
-                this.flush();
-            }
             Ok(())
         })
     }
@@ -388,6 +387,10 @@ impl Backend for Wgpu {
             let readback = this.readbacks.take(&this.gpu.0.device, bytes);
             this.encoder().copy_buffer_to_buffer(&source, 0, &readback.buffer, 0, Some(bytes));
             this.open_copies.push(Rc::clone(&readback));
+            // A device with nothing to do does not wait for the submission to be full.
+            if this.waited == this.submissions && this.open_steps > 0 {
+                this.flush();
+            }
             Ok(Pending { readback: Some(readback), len, element })
         })
     }
@@ -404,16 +407,10 @@ impl Backend for Wgpu {
                 Ok(())
             })?;
         }
-        let started = Instant::now();
-        while readback.state() == 0 {
-            let wait = wgpu::PollType::Wait {
-                submission_index: readback.submission.borrow().as_ref().map(|(_, i)| i.clone()),
-                timeout: Some(Duration::from_secs(1)),
-            };
-            self.gpu.poll(wait).map_err(|reason| self.fault(DOING, reason))?;
-            if started.elapsed() > PATIENCE {
-                return Err(self.fault(DOING, "it does not answer".into()));
-            }
+        let index = readback.submission.borrow().as_ref().map(|(_, index)| index.clone());
+        if let Some(index) = index {
+            let mapped = || readback.state() != 0;
+            self.gpu.wait_for(&index, mapped).map_err(|reason| self.fault(DOING, reason))?;
         }
         if readback.state() == 2 {
             let fault = self.gpu.fault().unwrap_or_else(|| {
@@ -430,6 +427,8 @@ impl Backend for Wgpu {
             bytemuck::pod_collect_to_vec(&view[..bytes as usize])
         };
         readback.buffer.unmap();
+        let number = readback.submission.borrow().as_ref().map_or(0, |(number, _)| *number);
+        self.waited = self.waited.max(number);
         self.readbacks.give(readback);
         if let Some(fault) = self.gpu.0.faults.get() {
             return Err(self.fault(DOING, fault));

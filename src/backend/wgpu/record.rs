@@ -29,7 +29,7 @@ pub(super) enum Op {
     Gate(Gate),
     FusedMatmul(FusedMatmul),
     Rope(Rope),
-    Attention(Attention),
+    Attention(Box<Attention>),
 }
 
 /// Quantised rows in device memory.
@@ -141,7 +141,7 @@ impl Record<Wgpu> for Recorder<'_> {
     }
     fn paged_attention(&mut self, op: ops::PagedAttention<'_, Wgpu>) -> Result<(), RunError> {
         let op = Attention::new(&op)?;
-        self.push(Op::Attention(op));
+        self.push(Op::Attention(Box::new(op)));
         Ok(())
     }
     fn gate_norm_quantize(&mut self, op: ops::GateNormQuantize<'_, Wgpu>) -> Result<(), RunError> {

@@ -45,7 +45,7 @@ fn fused(rows: usize, lanes: usize, gate: bool, staged: usize) -> Kernel {
         .with("ROWS", rows as u32)
         .with("LANES", lanes as u32)
         .with("GATE", u32::from(gate))
-        .with("STAGED", staged as u32)
+        .with("STAGED", 4 * staged as u32)
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {
