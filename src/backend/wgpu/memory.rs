@@ -148,7 +148,11 @@ impl Gpu {
         match polled {
             Ok(Ok(status)) => Ok(status.wait_finished()),
             Ok(Err(wgpu::PollError::Timeout)) => Ok(false),
-            Ok(Err(error)) => Err(error.to_string()),
+            // The index of a submission that failed cannot be waited for: a loss is a reason for that.
+            Ok(Err(error)) => Err(self.fault().unwrap_or_else(|| {
+                self.0.faults.set(error.to_string());
+                error.to_string()
+            })),
             Err(_) => {
                 let lost = "the device was lost: the driver reset it, or it is gone";
                 self.0.faults.set(lost.into());
