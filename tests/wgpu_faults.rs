@@ -8,9 +8,11 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use common::host::HostQuantized;
+use common::model::{awkward_models, roomy};
 use common::ops::garbage;
-use common::run::{run_ops, upload};
+use common::run::{self, generate, run_ops, upload};
 use common::wgpu::adapters;
+use common::workload::greedy;
 use trine::backend::ops::{self, Quantized};
 use trine::backend::wgpu::{Adapter, Buffer, Gpu, GpuOptions, Wgpu, WgpuOptions};
 use trine::backend::{Backend, KvLayout, KvType, Record};
@@ -180,6 +182,40 @@ fn dropping_what_is_in_flight_on_a_lost_device_comes_to_an_end() {
         drop(work);
         drop(pending);
         drop(gpu);
+    });
+}
+
+/// The caller of a whole model hears of it in the middle of an answer, and at each later request;
+/// nothing waits for the steps that were ahead, and a model on another device goes on.
+#[test]
+fn a_device_that_is_lost_under_a_session_ends_its_answers() {
+    on_every_adapter(|adapter| {
+        let gpu = open(&adapter);
+        let model = &awkward_models()[0];
+        // Several steps in flight, and several in a submission.
+        let device = Wgpu::new(&gpu, WgpuOptions::default().burst(3));
+        let mut session = run::session(device, model, roomy());
+        let mut answer = session.generate(&[1, 2, 3], &greedy(20)).expect("starts");
+        for _ in 0..2 {
+            answer.next().expect("a token").expect("nothing is wrong yet");
+        }
+        gpu.device().destroy();
+        // Tokens that had reached the host before may still come.
+        let late = answer.by_ref().take_while(Result::is_ok).count();
+        assert!(late < 18, "an answer without an end: {late}");
+        assert!(answer.next().is_none(), "an answer ends with its error");
+        drop(answer);
+        for _ in 0..2 {
+            let mut answer = session.generate(&[1, 2, 3], &greedy(20)).expect("starts");
+            reason(answer.next().expect("an error"));
+            assert!(answer.next().is_none());
+            assert_eq!(answer.usage().generated, 0);
+        }
+        assert_eq!(session.executor().in_flight(), 0);
+        let other = Wgpu::new(&open(&adapter), WgpuOptions::default());
+        let mut other = run::session(other, model, roomy());
+        let tokens = generate(&mut other, &[1, 2, 3], &greedy(4)).expect("another device");
+        assert_eq!(tokens.len(), 4);
     });
 }
 
