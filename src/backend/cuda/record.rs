@@ -1,0 +1,86 @@
+//! The recorder: ops become launches, after those that follow each other were fused.
+
+use std::rc::Rc;
+
+use super::Cuda;
+use super::launch::Launch;
+use super::memory::Owned;
+use super::rms_norm_quantize::Quantize;
+use crate::backend::ops::{self, Quantized};
+use crate::backend::{Record, StepKey};
+use crate::error::RunError;
+
+/// Records one step.
+pub struct Recorder<'r> {
+    pub(super) cuda: &'r mut Cuda,
+    pub(super) key: StepKey,
+    ops: Vec<Op>,
+}
+
+/// An op that is recorded, with all that its launches need.
+pub(super) enum Op {
+    /// Nothing to fuse.
+    Launches(Vec<Launch>),
+    Quantize(Quantize),
+}
+
+/// Quantised rows in device memory.
+#[derive(Clone)]
+pub(super) struct QuantizedRows {
+    pub(super) values: Rc<Owned>,
+    pub(super) scales: Rc<Owned>,
+    pub(super) sums: Rc<Owned>,
+}
+
+impl QuantizedRows {
+    pub(super) fn of(quantized: &Quantized<Cuda>) -> Self {
+        Self {
+            values: quantized.values.memory().clone(),
+            scales: quantized.scales.memory().clone(),
+            sums: quantized.sums.memory().clone(),
+        }
+    }
+}
+
+/// A norm's gain and eps.
+#[derive(Clone)]
+pub(super) struct Gain {
+    pub(super) gain: Rc<Owned>,
+    pub(super) eps: f32,
+}
+
+impl Gain {
+    /// Checks that the gain is as long as the rows.
+    pub(super) fn of(
+        op: &'static str,
+        norm: Option<ops::Norm<'_, Cuda>>,
+        width: usize,
+    ) -> Result<Option<Self>, RunError> {
+        let Some(ops::Norm { gain, eps }) = norm else { return Ok(None) };
+        ops::check_len(op, "gain", width, gain.len())?;
+        Ok(Some(Self { gain: gain.memory().clone(), eps }))
+    }
+}
+
+impl<'r> Recorder<'r> {
+    pub(super) fn new(cuda: &'r mut Cuda, key: StepKey) -> Self {
+        Self { cuda, key, ops: Vec::new() }
+    }
+
+    pub(super) fn push(&mut self, op: Op) {
+        self.ops.push(op);
+    }
+
+    /// The launches of all ops.
+    pub(super) fn finish(mut self) -> Result<Vec<Launch>, RunError> {
+        let ops = std::mem::take(&mut self.ops);
+        let mut launches = Vec::new();
+        for op in ops {
+            match op {
+                Op::Launches(more) => launches.extend(more),
+                Op::Quantize(op) => launches.extend(op.launches()),
+            }
+        }
+        Ok(launches)
+    }
+}
