@@ -117,6 +117,7 @@ impl Cuda {
         let mut info = DeviceInfo::new(device.info.name(), device.info.description());
         info.memory = Some(device.info.memory);
         info.asynchronous = true;
+        info.software = device.info.is_emulated();
         Ok(Self {
             recordings: HashMap::new(),
             inputs: Inputs::new(),
