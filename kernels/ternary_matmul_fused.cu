@@ -26,7 +26,6 @@ struct TernaryMatmulFusedArgs {
     u32 add;
     u32 activation;
     float eps;
-    u32 padding;
 };
 
 // With a gate: as many of the gate's as of up's.
