@@ -5,6 +5,8 @@
 #![allow(dead_code, unused_imports, unused_macros)]
 
 pub(crate) mod attention;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 pub(crate) mod host;
 pub(crate) mod markov;
 pub(crate) mod model;
@@ -33,6 +35,11 @@ pub(crate) fn on_every_backend(body: &impl Body, slow: bool) {
     // Its ops are compared with themselves, which shows that the tests' own arithmetic is right.
     named("reference", || body.run(&Reference::new));
     named("toy", || body.run(&toy::Toy::new));
+    #[cfg(feature = "cuda")]
+    for (name, gpu, options) in cuda::backends() {
+        use trine::backend::cuda::Cuda;
+        named(name, || body.run(&|| Cuda::new(gpu.clone(), options).expect("opens")));
+    }
     #[cfg(feature = "wgpu")]
     for (name, gpu, options) in wgpu::backends(slow) {
         named(name, || body.run(&|| trine::backend::wgpu::Wgpu::new(&gpu, options)));
