@@ -394,7 +394,7 @@ impl Backend for Cuda {
     }
 }
 
-/// Every kernel.
+/// Every kernel that the host launches, for tests that compare them with what was compiled.
 pub fn all_kernels() -> Vec<Kernel> {
     let mut kernels = ternary_matmul::kernels();
     for more in [inputs::KERNELS, rms_norm_quantize::KERNELS, gate_norm_quantize::KERNELS] {
