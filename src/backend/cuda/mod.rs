@@ -9,12 +9,16 @@
 //! A device's memory and its work belong to one thread at a time.
 
 mod device;
+mod fuse;
+mod gate_norm_quantize;
 mod inputs;
 mod launch;
 mod memory;
 mod module;
+mod packed;
 mod record;
 mod rms_norm_quantize;
+mod ternary_matmul;
 mod todo;
 
 use std::collections::HashMap;
@@ -27,7 +31,9 @@ pub use device::{GpuInfo, choose, gpus};
 pub use launch::Kernel;
 pub use memory::Buffer;
 pub use module::ptx;
+pub use packed::TernaryMatrix;
 pub use record::Recorder;
+pub use ternary_matmul::MatmulForm;
 
 use super::ops::check_len;
 use super::{Backend, DeviceInfo, Element, KvLayout, RecordStep, Stats, StepKey};
@@ -38,7 +44,7 @@ use device::Device;
 use inputs::Inputs;
 use launch::Launch;
 use memory::{Owned, Pinned};
-use todo::{KvCache, Table, TernaryMatrix};
+use todo::{KvCache, Table};
 
 /// How to run on an NVIDIA GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,11 +57,13 @@ pub struct CudaOptions {
     /// Let kernels start before those in front of them end (programmatic dependent launch), on GPUs
     /// that can, from compute capability 9.0 on.
     pub overlapped: bool,
+    /// The kernels of ternary products, where the number of rows is not to choose them.
+    pub matmul: Option<MatmulForm>,
 }
 
 impl Default for CudaOptions {
     fn default() -> Self {
-        Self { fused: true, replay: true, overlapped: true }
+        Self { fused: true, replay: true, overlapped: true, matmul: None }
     }
 }
 
@@ -73,6 +81,11 @@ impl CudaOptions {
     /// With or without overlapped launches.
     pub fn overlapped(mut self, overlapped: bool) -> Self {
         self.overlapped = overlapped;
+        self
+    }
+    /// With these kernels for ternary products that are not fused.
+    pub fn matmul(mut self, form: MatmulForm) -> Self {
+        self.matmul = Some(form);
         self
     }
 }
@@ -383,5 +396,9 @@ impl Backend for Cuda {
 
 /// Every kernel that the host launches, for tests that compare them with what was compiled.
 pub fn all_kernels() -> Vec<Kernel> {
-    [inputs::KERNELS, rms_norm_quantize::KERNELS].concat()
+    let mut kernels = ternary_matmul::kernels();
+    for more in [inputs::KERNELS, rms_norm_quantize::KERNELS, gate_norm_quantize::KERNELS] {
+        kernels.extend(more);
+    }
+    kernels
 }

@@ -32,7 +32,15 @@ macro_rules! artefacts {
     };
 }
 
-static ARTEFACTS: &[Artefact] = artefacts!["rms_norm_quantize", "scatter"];
+static ARTEFACTS: &[Artefact] = artefacts![
+    "gate_norm_quantize",
+    "rms_norm_quantize",
+    "scatter",
+    "ternary_matmul",
+    "ternary_matmul_fused",
+    "ternary_matmul_mma",
+    "ternary_matmul_tiled",
+];
 
 /// The PTX of a file of kernels, for tests that compare it with what the host says of them.
 pub fn ptx(file: &str) -> Option<&'static str> {

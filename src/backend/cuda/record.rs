@@ -3,9 +3,12 @@
 use std::rc::Rc;
 
 use super::Cuda;
+use super::fuse::fuse;
+use super::gate_norm_quantize::Gate;
 use super::launch::Launch;
 use super::memory::Owned;
 use super::rms_norm_quantize::Quantize;
+use super::ternary_matmul::{FusedMatmul, Matmul};
 use crate::backend::ops::{self, Quantized};
 use crate::backend::{Record, StepKey};
 use crate::error::RunError;
@@ -22,6 +25,9 @@ pub(super) enum Op {
     /// Nothing to fuse.
     Launches(Vec<Launch>),
     Quantize(Quantize),
+    Matmul(Matmul),
+    Gate(Gate),
+    FusedMatmul(FusedMatmul),
 }
 
 /// Quantised rows in device memory.
@@ -73,12 +79,18 @@ impl<'r> Recorder<'r> {
 
     /// The launches of all ops.
     pub(super) fn finish(mut self) -> Result<Vec<Launch>, RunError> {
-        let ops = std::mem::take(&mut self.ops);
+        let mut ops = std::mem::take(&mut self.ops);
+        if self.cuda.options.fused {
+            ops = fuse(ops);
+        }
         let mut launches = Vec::new();
         for op in ops {
             match op {
                 Op::Launches(more) => launches.extend(more),
                 Op::Quantize(op) => launches.extend(op.launches()),
+                Op::Matmul(op) => launches.extend(op.launches(self.cuda)),
+                Op::Gate(op) => launches.extend(op.launches(self.cuda)?),
+                Op::FusedMatmul(op) => launches.push(op.launch(self.cuda)),
             }
         }
         Ok(launches)
@@ -100,8 +112,10 @@ impl Record<Cuda> for Recorder<'_> {
         Ok(())
     }
 
-    fn ternary_matmul(&mut self, _op: ops::TernaryMatmul<'_, Cuda>) -> Result<(), RunError> {
-        super::todo::op("ternary_matmul")
+    fn ternary_matmul(&mut self, op: ops::TernaryMatmul<'_, Cuda>) -> Result<(), RunError> {
+        let op = Matmul::new(&op)?;
+        self.push(Op::Matmul(op));
+        Ok(())
     }
 
     fn rope_append_kv(&mut self, _op: ops::RopeAppendKv<'_, Cuda>) -> Result<(), RunError> {
@@ -112,8 +126,10 @@ impl Record<Cuda> for Recorder<'_> {
         super::todo::op("paged_attention")
     }
 
-    fn gate_norm_quantize(&mut self, _op: ops::GateNormQuantize<'_, Cuda>) -> Result<(), RunError> {
-        super::todo::op("gate_norm_quantize")
+    fn gate_norm_quantize(&mut self, op: ops::GateNormQuantize<'_, Cuda>) -> Result<(), RunError> {
+        let op = Gate::new(op)?;
+        self.push(Op::Gate(op));
+        Ok(())
     }
 
     fn lm_head(&mut self, _op: ops::LmHead<'_, Cuda>) -> Result<(), RunError> {
