@@ -29,13 +29,13 @@ struct TernaryMatmulFusedArgs {
 };
 
 // With a gate: as many of the gate's as of up's.
-constexpr u32 MOST_PAIRS = 16;
+constexpr u32 MOST_PAIRS = THREADS / TERNARY_PAIR;
 // As in `ternary_matmul.cu`.
 constexpr int DEPTH = 4;
 // Bytes between quantised rows beyond their length, so that rows begin in different banks.
 constexpr u32 PADDING = 64;
 // Elements of a row that a thread loads at once.
-constexpr u32 AT_ONCE = 12;
+constexpr u32 AT_ONCE = 14;
 
 // Norms a row into `normed` and quantises it into `values`, with the bits of the prelude's
 // `NormedRow`: the same threads add the same squares in the same order. Answers the scale; adds the
@@ -124,9 +124,17 @@ DEVICE void fused(const TernaryMatmulFusedArgs& a) {
     let_next_kernel_start();
     for (u32 i = threadIdx.x; i < all_pairs * TERNARY_PAIR * ROWS; i += THREADS) products[i] = 0;
     if (threadIdx.x < ROWS) row_sums[threadIdx.x] = 0;
-    __syncthreads();
+    // A thread has one feature in the end; what it needs for that is loaded early.
+    const u32 feature = first * TERNARY_PAIR + threadIdx.x;
+    const bool mine = threadIdx.x < pairs * TERNARY_PAIR && feature < a.features;
+    const float weight_scale = mine ? a.weight_scales[feature] : 0.0f;
+    const float up_scale = GATE && mine ? a.weight_scales[a.features + feature] : 0.0f;
     wait_for_previous_kernel();
 
+    float* out = a.output + a.column + feature;
+    float before[ROWS];
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) before[r] = !GATE && a.add && mine ? out[u64(r) * a.stride] : 0.0f;
     float scales[ROWS];
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
@@ -138,25 +146,19 @@ DEVICE void fused(const TernaryMatmulFusedArgs& a) {
     units.multiply(Product(), a.blocks, values, row_bytes, ROWS, products);
     __syncthreads();
 
-    const u32 count = pairs * TERNARY_PAIR;
+    if (!mine) return;
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
-        for (u32 i = threadIdx.x; i < count; i += THREADS) {
-            const u32 feature = first * TERNARY_PAIR + i;
-            if (feature < a.features) {
-                const float quotient = __fdiv_rn(a.weight_scales[feature], scales[r]);
-                const float y = ternary_product(products[i * ROWS + r] - row_sums[r], quotient);
-                float* out = a.output + u64(r) * a.stride + a.column + feature;
-                if (GATE) {
-                    const float up_quotient =
-                        __fdiv_rn(a.weight_scales[a.features + feature], scales[r]);
-                    const i32 up = products[(count + i) * ROWS + r] - row_sums[r];
-                    *out = gated(a.activation, y, ternary_product(up, up_quotient));
-                } else {
-                    *out = a.add ? *out + y : y;
-                }
-            }
+        const i32 sum = products[threadIdx.x * ROWS + r] - row_sums[r];
+        float y = ternary_product(sum, __fdiv_rn(weight_scale, scales[r]));
+        if (GATE) {
+            const u32 up_row = pairs * TERNARY_PAIR + threadIdx.x;
+            const i32 up = products[up_row * ROWS + r] - row_sums[r];
+            y = gated(a.activation, y, ternary_product(up, __fdiv_rn(up_scale, scales[r])));
+        } else if (a.add) {
+            y = before[r] + y;
         }
+        out[u64(r) * a.stride] = y;
     }
 }
 
