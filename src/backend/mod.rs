@@ -23,6 +23,8 @@
 
 pub mod check;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod ops;
 pub mod random;
 pub mod reference;

@@ -16,16 +16,24 @@ pub struct Kernel {
     pub threads: u32,
     /// Bytes of its argument.
     pub args: usize,
+    /// The most dynamic shared memory that a launch asks for, in bytes.
+    pub shared: usize,
 }
 
 impl Kernel {
     /// A kernel that is called as its file is, with an argument of type `A`.
     pub(super) const fn new<A>(file: &'static str, threads: u32) -> Self {
-        Self { file, name: file, threads, args: size_of::<A>() }
+        Self { file, name: file, threads, args: size_of::<A>(), shared: 0 }
     }
     /// Another function of the same file.
     pub(super) const fn named(mut self, name: &'static str) -> Self {
         self.name = name;
+        self
+    }
+    /// Launches may ask for up to this much dynamic shared memory. A GPU that has less is asked for
+    /// what it has, so a launch must look at [`GpuInfo::shared_bytes`](super::GpuInfo).
+    pub(super) const fn with_shared(mut self, bytes: usize) -> Self {
+        self.shared = bytes;
         self
     }
 }

@@ -84,3 +84,47 @@ impl<'r> Recorder<'r> {
         Ok(launches)
     }
 }
+
+impl Record<Cuda> for Recorder<'_> {
+    fn embed(&mut self, _op: ops::Embed<'_, Cuda>) -> Result<(), RunError> {
+        super::todo::op("embed")
+    }
+
+    fn rms_norm(&mut self, _op: ops::RmsNorm<'_, Cuda>) -> Result<(), RunError> {
+        super::todo::op("rms_norm")
+    }
+
+    fn rms_norm_quantize(&mut self, op: ops::RmsNormQuantize<'_, Cuda>) -> Result<(), RunError> {
+        let op = Quantize::new(op)?;
+        self.push(Op::Quantize(op));
+        Ok(())
+    }
+
+    fn ternary_matmul(&mut self, _op: ops::TernaryMatmul<'_, Cuda>) -> Result<(), RunError> {
+        super::todo::op("ternary_matmul")
+    }
+
+    fn rope_append_kv(&mut self, _op: ops::RopeAppendKv<'_, Cuda>) -> Result<(), RunError> {
+        super::todo::op("rope_append_kv")
+    }
+
+    fn paged_attention(&mut self, _op: ops::PagedAttention<'_, Cuda>) -> Result<(), RunError> {
+        super::todo::op("paged_attention")
+    }
+
+    fn gate_norm_quantize(&mut self, _op: ops::GateNormQuantize<'_, Cuda>) -> Result<(), RunError> {
+        super::todo::op("gate_norm_quantize")
+    }
+
+    fn lm_head(&mut self, _op: ops::LmHead<'_, Cuda>) -> Result<(), RunError> {
+        super::todo::op("lm_head")
+    }
+
+    fn sample(&mut self, _op: ops::Sample<'_, Cuda>) -> Result<(), RunError> {
+        super::todo::op("sample")
+    }
+
+    fn score(&mut self, _op: ops::Score<'_, Cuda>) -> Result<(), RunError> {
+        super::todo::op("score")
+    }
+}
