@@ -381,7 +381,7 @@ impl Backend for Cuda {
     }
 }
 
-/// Every kernel.
+/// Every kernel that the host launches, for tests that compare them with what was compiled.
 pub fn all_kernels() -> Vec<Kernel> {
     [inputs::KERNELS, rms_norm_quantize::KERNELS].concat()
 }
