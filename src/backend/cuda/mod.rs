@@ -9,12 +9,18 @@
 //! A device's memory and its work belong to one thread at a time.
 
 mod device;
+mod embed;
 mod inputs;
 mod launch;
+mod lm_head;
 mod memory;
 mod module;
 mod record;
+mod rms_norm;
 mod rms_norm_quantize;
+mod sample;
+mod score;
+mod table;
 mod todo;
 
 use std::collections::HashMap;
@@ -38,7 +44,8 @@ use device::Device;
 use inputs::Inputs;
 use launch::Launch;
 use memory::{Owned, Pinned};
-use todo::{KvCache, Table, TernaryMatrix};
+use table::Table;
+use todo::{KvCache, TernaryMatrix};
 
 /// How to run on an NVIDIA GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -383,5 +390,14 @@ impl Backend for Cuda {
 
 /// Every kernel that the host launches, for tests that compare them with what was compiled.
 pub fn all_kernels() -> Vec<Kernel> {
-    [inputs::KERNELS, rms_norm_quantize::KERNELS].concat()
+    [
+        embed::KERNELS,
+        inputs::KERNELS,
+        lm_head::KERNELS,
+        rms_norm::KERNELS,
+        rms_norm_quantize::KERNELS,
+        sample::KERNELS,
+        score::KERNELS,
+    ]
+    .concat()
 }

@@ -4,11 +4,9 @@ use std::rc::Rc;
 use super::device::Device;
 use crate::backend::KvLayout;
 use crate::error::{LoadError, RunError};
-use crate::tensor::HostTable;
 use crate::ternary::TernaryRows;
 
 pub struct TernaryMatrix;
-pub struct Table;
 pub struct KvCache;
 
 fn not_yet<T>(what: &str) -> Result<T, LoadError> {
@@ -17,11 +15,6 @@ fn not_yet<T>(what: &str) -> Result<T, LoadError> {
 impl TernaryMatrix {
     pub(super) fn new(_: &Rc<Device>, _: &[&dyn TernaryRows]) -> Result<Self, LoadError> {
         not_yet("pack_ternary")
-    }
-}
-impl Table {
-    pub(super) fn new(_: &Rc<Device>, _: &HostTable) -> Result<Self, LoadError> {
-        not_yet("load_table")
     }
 }
 impl KvCache {
