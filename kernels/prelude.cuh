@@ -119,6 +119,9 @@ DEVICE void copy_async_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(gr
 
 #endif // TRINE_EMULATOR
 
+// Loads and stores of memory do not move across this, where a compiler would spend registers on it.
+DEVICE void stay_here() { asm volatile("" ::: "memory"); }
+
 DEVICE float bf16_to_float(u16 x) { return __uint_as_float(static_cast<u32>(x) << 16); }
 
 // Bits of the magnitude, whose order is that of magnitudes; infinities and NaN are above the rest.
@@ -429,3 +432,133 @@ DEVICE float gated(u32 activation, float gate, float up) {
     const float inner = __fmaf_rn(gate * gate * gate, 0.044715f, gate);
     return times_sigmoid(gate, inner * 1.595769f) * up;
 }
+
+// Sampling: what is done with a row of logits, by one block of `ROW_THREADS` threads.
+
+constexpr int ROW_THREADS = 512;
+// Loads of a thread that are on their way at once.
+constexpr u32 ROW_LOADS = 8;
+
+// As `reduce_block`, over the threads of such a block.
+template <typename T, typename Op>
+DEVICE T reduce_row(T x, Op op) {
+    __shared__ T partial[ROW_THREADS / WARP];
+    x = reduce_warp(x, op);
+    __syncthreads(); // the last reduction's partials have been read
+    if (threadIdx.x % WARP == 0) partial[threadIdx.x / WARP] = x;
+    __syncthreads();
+    x = partial[threadIdx.x % (ROW_THREADS / WARP)];
+    for (int distance = 1; distance < ROW_THREADS / WARP; distance *= 2) {
+        x = op(x, __shfl_xor_sync(0xffffffffu, x, distance));
+    }
+    return x;
+}
+
+// `ops::SampleRow`.
+struct SampleRow {
+    u32 lane;
+    u32 length;
+    u32 prompt;
+    u32 bias_start;
+    u32 bias_count;
+    float temperature;
+    u32 top_k;
+    float top_p;
+    float min_p;
+    float repetition_penalty;
+    float frequency_penalty;
+    float presence_penalty;
+    u32 seed[2];
+    u32 choice;
+    u32 logprobs;
+};
+
+// The largest finite f32. What overflows counts as this, so that no infinity is ever computed with.
+constexpr float MOST_FINITE = 3.4028234e38f;
+// Stands for every logit that is NaN or infinite, above all others.
+constexpr u32 NOT_FINITE = 0xffffffffu;
+
+// A logit as an integer that is higher where the logit is, the same for 0 and −0; those of finite
+// logits lie between 0 and `NOT_FINITE`.
+DEVICE u32 order_of(float x) {
+    const u32 word = __float_as_uint(x);
+    if (magnitude_bits(x) >= INFINITE_BITS) return NOT_FINITE;
+    if (word == 0x80000000u) return 0x80000000u;
+    return word >> 31 ? ~word : word | 0x80000000u;
+}
+DEVICE float value_of_order(u32 order) {
+    return __uint_as_float(order >> 31 ? order & 0x7fffffffu : ~order);
+}
+// NaN becomes the lowest.
+DEVICE float clamped(float x) { return fminf(fmaxf(x, -MOST_FINITE), MOST_FINITE); }
+
+// A logit and its token as one integer: higher where the logit is, or the token lower.
+DEVICE u64 ranked(u32 order, u32 token) { return u64(order) << 32 | static_cast<u32>(~token); }
+DEVICE u32 order_of_ranked(u64 ranked) { return static_cast<u32>(ranked >> 32); }
+DEVICE u32 token_of_ranked(u64 ranked) { return ~static_cast<u32>(ranked); }
+
+// Calls `f(token, logit)` for the tokens of this thread: `t`, `t + 512`, ... in this order.
+template <typename F>
+DEVICE void for_each_token(const float* row, u32 vocabulary, F f) {
+    for (u32 start = threadIdx.x; start < vocabulary; start += ROW_LOADS * ROW_THREADS) {
+        float x[ROW_LOADS];
+#pragma unroll
+        for (u32 n = 0; n < ROW_LOADS; n++) x[n] = row[min(start + n * ROW_THREADS, vocabulary - 1)];
+#pragma unroll
+        for (u32 n = 0; n < ROW_LOADS; n++) {
+            if (start + n * ROW_THREADS < vocabulary) f(start + n * ROW_THREADS, x[n]);
+        }
+    }
+}
+
+// The extremes of a row.
+struct RowBest {
+    // The best token, `ranked`. Its order is `NOT_FINITE` where a logit is not finite.
+    u64 best;
+    // The lowest of the threads' own highest: a floor under the 512 highest logits of a row. The
+    // lowest logit where there are no more than threads.
+    u32 floor;
+    // The lowest logit.
+    u32 lowest;
+
+    DEVICE_METHOD RowBest(const float* row, u32 vocabulary) : best(0) {
+        u32 most = 0;
+        for_each_token(row, vocabulary, [&](u32 token, float x) {
+            const u32 order = order_of(x);
+            const u64 own = ranked(order, token);
+            best = own > best ? own : best;
+            most = ~order > most ? ~order : most;
+        });
+        lowest = ~reduce_row(most, Most());
+        floor = max(lowest, ~reduce_row(~order_of_ranked(best), Most()));
+        best = reduce_row(best, Most());
+    }
+    DEVICE_METHOD bool finite() const { return order_of_ranked(best) != NOT_FINITE; }
+};
+
+// `ln Σ exp(x)` of a row of finite logits. Sums go up in three steps, so that none of them has many
+// terms: pairs and pairs of pairs of 8, these of a thread, and the tree of the threads. The order is
+// that of the row alone.
+struct LogSum {
+    float highest;
+    // `ln Σ exp(x − highest)`.
+    double above;
+
+    DEVICE_METHOD LogSum(const float* row, u32 vocabulary, float highest) : highest(highest) {
+        float sum = 0.0f;
+        for (u32 start = threadIdx.x; start < vocabulary; start += ROW_LOADS * ROW_THREADS) {
+            float x[ROW_LOADS];
+#pragma unroll
+            for (u32 n = 0; n < ROW_LOADS; n++) x[n] = row[min(start + n * ROW_THREADS, vocabulary - 1)];
+#pragma unroll
+            for (u32 n = 0; n < ROW_LOADS; n++) {
+                x[n] = start + n * ROW_THREADS < vocabulary ? exp_exact(x[n] - highest) : 0.0f;
+            }
+            sum += ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]));
+        }
+        above = log(static_cast<double>(reduce_row(sum, Add())));
+    }
+    DEVICE_METHOD float log_probability(float x) const {
+        return static_cast<float>(static_cast<double>(x) - static_cast<double>(highest) - above);
+    }
+};

@@ -11,14 +11,20 @@
 mod device;
 mod fuse;
 mod gate_norm_quantize;
+mod embed;
 mod inputs;
 mod launch;
+mod lm_head;
 mod memory;
 mod module;
 mod packed;
 mod record;
+mod rms_norm;
 mod rms_norm_quantize;
 mod ternary_matmul;
+mod sample;
+mod score;
+mod table;
 mod todo;
 
 use std::collections::HashMap;
@@ -44,7 +50,8 @@ use device::Device;
 use inputs::Inputs;
 use launch::Launch;
 use memory::{Owned, Pinned};
-use todo::{KvCache, Table};
+use table::Table;
+use todo::KvCache;
 
 /// How to run on an NVIDIA GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -397,7 +404,16 @@ impl Backend for Cuda {
 /// Every kernel that the host launches, for tests that compare them with what was compiled.
 pub fn all_kernels() -> Vec<Kernel> {
     let mut kernels = ternary_matmul::kernels();
-    for more in [inputs::KERNELS, rms_norm_quantize::KERNELS, gate_norm_quantize::KERNELS] {
+    for more in [
+        embed::KERNELS,
+        gate_norm_quantize::KERNELS,
+        inputs::KERNELS,
+        lm_head::KERNELS,
+        rms_norm::KERNELS,
+        rms_norm_quantize::KERNELS,
+        sample::KERNELS,
+        score::KERNELS,
+    ] {
         kernels.extend(more);
     }
     kernels

@@ -33,9 +33,17 @@ macro_rules! artefacts {
 }
 
 static ARTEFACTS: &[Artefact] = artefacts![
+    "embed",
     "gate_norm_quantize",
+    "lm_head",
+    "lm_head_f32",
+    "lm_head_rows",
+    "rms_norm",
     "rms_norm_quantize",
+    "sample",
+    "sample_greedy",
     "scatter",
+    "score",
     "ternary_matmul",
     "ternary_matmul_fused",
     "ternary_matmul_mma",

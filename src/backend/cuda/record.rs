@@ -98,12 +98,16 @@ impl<'r> Recorder<'r> {
 }
 
 impl Record<Cuda> for Recorder<'_> {
-    fn embed(&mut self, _op: ops::Embed<'_, Cuda>) -> Result<(), RunError> {
-        super::todo::op("embed")
+    fn embed(&mut self, op: ops::Embed<'_, Cuda>) -> Result<(), RunError> {
+        let launches = super::embed::launches(&op)?;
+        self.push(Op::Launches(launches));
+        Ok(())
     }
 
-    fn rms_norm(&mut self, _op: ops::RmsNorm<'_, Cuda>) -> Result<(), RunError> {
-        super::todo::op("rms_norm")
+    fn rms_norm(&mut self, op: ops::RmsNorm<'_, Cuda>) -> Result<(), RunError> {
+        let launches = super::rms_norm::launches(&op)?;
+        self.push(Op::Launches(launches));
+        Ok(())
     }
 
     fn rms_norm_quantize(&mut self, op: ops::RmsNormQuantize<'_, Cuda>) -> Result<(), RunError> {
@@ -132,15 +136,21 @@ impl Record<Cuda> for Recorder<'_> {
         Ok(())
     }
 
-    fn lm_head(&mut self, _op: ops::LmHead<'_, Cuda>) -> Result<(), RunError> {
-        super::todo::op("lm_head")
+    fn lm_head(&mut self, op: ops::LmHead<'_, Cuda>) -> Result<(), RunError> {
+        let launches = super::lm_head::launches(self.cuda, op)?;
+        self.push(Op::Launches(launches));
+        Ok(())
     }
 
-    fn sample(&mut self, _op: ops::Sample<'_, Cuda>) -> Result<(), RunError> {
-        super::todo::op("sample")
+    fn sample(&mut self, op: ops::Sample<'_, Cuda>) -> Result<(), RunError> {
+        let launches = super::sample::launches(self.cuda, &op)?;
+        self.push(Op::Launches(launches));
+        Ok(())
     }
 
-    fn score(&mut self, _op: ops::Score<'_, Cuda>) -> Result<(), RunError> {
-        super::todo::op("score")
+    fn score(&mut self, op: ops::Score<'_, Cuda>) -> Result<(), RunError> {
+        let launches = super::score::launches(&op)?;
+        self.push(Op::Launches(launches));
+        Ok(())
     }
 }
