@@ -4,9 +4,13 @@
 Each line of each ```sh block is run by `bash -eu` in the folder of the README, block by block; a
 line that fails or takes more than ten minutes fails the whole. Standard input is empty.
 
-    python3 tools/run_readme.py README.md
+    python3 tools/run_readme.py README.md [--done COMMAND]
+
+`--done` names a command of the README that has run already and is passed by; one that the README
+does not have is an error.
 """
 
+import argparse
 import re
 import subprocess
 import sys
@@ -26,13 +30,24 @@ def commands(markdown: str) -> list[str]:
 
 
 def main() -> int:
-    readme = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description="Run every command of a README.")
+    parser.add_argument("readme", type=Path)
+    parser.add_argument("--done", action="append", default=[], metavar="COMMAND")
+    args = parser.parse_args()
+    readme = args.readme
     todo = commands(readme.read_text())
     if not todo:
         print(f"{readme}: no ```sh block found, expected the commands that users are told to run")
         return 1
+    for done in args.done:
+        if done not in todo:
+            print(f"{readme}: it does not have the command {done!r} that --done names")
+            return 1
     for command in todo:
         print(f"$ {command}", flush=True)
+        if command in args.done:
+            print("  (has run)")
+            continue
         started = time.monotonic()
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", command],

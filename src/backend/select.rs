@@ -60,8 +60,9 @@ impl fmt::Display for DeviceName {
 }
 
 /// Why this build has no CUDA devices.
-pub const NO_CUDA: &str =
-    "the CUDA backend is not part of this version yet; use --device cpu or --device auto";
+#[cfg(not(feature = "cuda"))]
+pub const NO_CUDA: &str = "this program was built without the CUDA backend; rebuild it with \
+                           --features cuda, or use --device cpu or --device auto";
 
 /// Why this build has no wgpu devices.
 #[cfg(not(feature = "wgpu"))]
@@ -88,9 +89,10 @@ pub struct DeviceStatus {
 pub struct GpuDetails {
     /// What it calls itself.
     pub model: String,
-    /// `discrete GPU`, `integrated GPU`, `virtual GPU`, `software` or `unknown kind`.
+    /// `NVIDIA GPU`; through wgpu `discrete GPU`, `integrated GPU`, `virtual GPU`, `software` or
+    /// `unknown kind`.
     pub kind: &'static str,
-    /// `Vulkan`, `Metal` or `DX12`.
+    /// `CUDA`, `Vulkan`, `Metal` or `DX12`.
     pub api: &'static str,
     /// The driver and its version.
     pub driver: Option<String>,
@@ -108,8 +110,8 @@ pub struct GpuDetails {
     pub buffer_bytes: u64,
     /// Bytes of memory that a workgroup shares.
     pub workgroup_bytes: u32,
-    /// Pieces of memory that a kernel may see.
-    pub storage_buffers: u32,
+    /// Pieces of memory that a kernel may see, where that is bounded.
+    pub storage_buffers: Option<u32>,
 }
 
 /// What is there on this machine, and what is not and why.
@@ -128,13 +130,49 @@ pub fn devices() -> Vec<DeviceStatus> {
         }
         Err(error) => absent("cpu", &error.to_string()),
     };
-    let mut devices = vec![absent("cuda", NO_CUDA)];
+    let mut devices = Vec::new();
+    #[cfg(feature = "cuda")]
+    devices.extend(cuda_devices());
+    #[cfg(not(feature = "cuda"))]
+    devices.push(absent("cuda", NO_CUDA));
     #[cfg(feature = "wgpu")]
     devices.extend(wgpu_devices());
     #[cfg(not(feature = "wgpu"))]
     devices.push(absent("wgpu", NO_WGPU));
     devices.push(cpu);
     devices
+}
+
+#[cfg(feature = "cuda")]
+fn cuda_devices() -> Vec<DeviceStatus> {
+    let status = |gpu: &super::cuda::GpuInfo| DeviceStatus {
+        name: gpu.name(),
+        state: match gpu.lacks() {
+            Some(lack) => Err(format!("{}: {lack}", gpu.description())),
+            None => Ok(gpu.description()),
+        },
+        memory: Some(gpu.memory),
+        gpu: Some(GpuDetails {
+            model: gpu.model.clone(),
+            kind: if gpu.is_emulated() { "software" } else { "NVIDIA GPU" },
+            api: "CUDA",
+            driver: Some(gpu.driver_version()),
+            software: gpu.is_emulated(),
+            subgroup_sizes: Some([32, 32]),
+            f16: true,
+            packed_dot: true,
+            binding_bytes: gpu.memory,
+            buffer_bytes: gpu.memory,
+            workgroup_bytes: gpu.shared_bytes as u32,
+            storage_buffers: None,
+        }),
+    };
+    match super::cuda::gpus() {
+        Ok(gpus) => gpus.iter().map(status).collect(),
+        Err(reason) => {
+            vec![DeviceStatus { name: "cuda".into(), state: Err(reason), memory: None, gpu: None }]
+        }
+    }
 }
 
 #[cfg(feature = "wgpu")]
@@ -166,7 +204,7 @@ fn wgpu_devices() -> Vec<DeviceStatus> {
                 binding_bytes: limits.max_storage_buffer_binding_size,
                 buffer_bytes: limits.max_buffer_size,
                 workgroup_bytes: limits.max_compute_workgroup_storage_size,
-                storage_buffers: limits.max_storage_buffers_per_shader_stage,
+                storage_buffers: Some(limits.max_storage_buffers_per_shader_stage),
             }),
         }
     };

@@ -13,9 +13,9 @@ use super::output;
 
 /// List the devices of this machine, and why others cannot be used
 ///
-/// GPUs are found through wgpu: discrete ones first, then integrated and virtual ones, then software
-/// adapters, which imitate a GPU on the CPU: right, but slower than the device cpu, and used only
-/// when they are named.
+/// NVIDIA GPUs are found through CUDA, and all GPUs through wgpu: discrete ones first, then integrated
+/// and virtual ones, then software adapters, which imitate a GPU on the CPU: right, but slower than the
+/// device cpu, and used only when they are named.
 ///
 /// With a model, it says of each device whether the model fits on it. With --test, the model (the
 /// demo if none is named) is loaded on every device, and the 20 likeliest tokens after a prompt are

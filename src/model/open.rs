@@ -6,7 +6,7 @@ use super::weights::WeightSource;
 use crate::backend::Backend;
 use crate::backend::check::Checked;
 use crate::backend::cpu::{Cpu, CpuOptions};
-use crate::backend::select::{DeviceName, NO_CUDA};
+use crate::backend::select::DeviceName;
 use crate::error::LoadError;
 
 /// A model on a device, or why not.
@@ -44,9 +44,13 @@ pub fn open(
     match &options.device {
         DeviceName::Auto => first_that_loads(&mut job, candidates()),
         DeviceName::Cpu => on_cpu(&mut job),
-        DeviceName::Cuda(_) => {
-            Err(LoadError::Device { device: options.device.to_string(), reason: NO_CUDA.into() })
-        }
+        #[cfg(feature = "cuda")]
+        DeviceName::Cuda(ordinal) => on_cuda(crate::backend::cuda::choose(*ordinal)?, &mut job),
+        #[cfg(not(feature = "cuda"))]
+        DeviceName::Cuda(_) => Err(LoadError::Device {
+            device: options.device.to_string(),
+            reason: crate::backend::select::NO_CUDA.into(),
+        }),
         #[cfg(feature = "wgpu")]
         DeviceName::Wgpu(which) => {
             on_wgpu(crate::backend::wgpu::choose(which.as_deref())?, &mut job)
@@ -73,19 +77,29 @@ struct Candidate<'c, J> {
     load: Box<dyn FnOnce(&mut J) -> Loaded + 'c>,
 }
 
-/// The devices that `auto` tries before the CPU.
+/// The devices that `auto` tries before the CPU. Not a GPU that a CPU imitates.
 fn candidates<'c, 'a>() -> Vec<Candidate<'c, Job<'a>>> {
+    #[allow(unused_mut)] // in a build without GPUs
+    let mut candidates = Vec::new();
+    #[cfg(feature = "cuda")]
+    {
+        let gpus = crate::backend::cuda::gpus().unwrap_or_default().into_iter();
+        candidates.extend(gpus.filter(|gpu| !gpu.is_emulated()).map(|gpu| Candidate {
+            name: format!("{} ({})", gpu.name(), gpu.model),
+            load: Box::new(move |job: &mut Job<'a>| {
+                on_cuda(crate::backend::cuda::choose(gpu.ordinal)?, job)
+            }),
+        }));
+    }
     #[cfg(feature = "wgpu")]
     {
         let gpus = crate::backend::wgpu::adapters().into_iter().filter(|gpu| gpu.is_hardware());
-        gpus.map(|gpu| Candidate {
+        candidates.extend(gpus.map(|gpu| Candidate {
             name: format!("{} ({})", gpu.name(), gpu.info().name),
             load: Box::new(move |job: &mut Job<'a>| on_wgpu(gpu, job)),
-        })
-        .collect()
+        }));
     }
-    #[cfg(not(feature = "wgpu"))]
-    Vec::new()
+    candidates
 }
 
 /// Loads on the first candidate that can, else on the CPU.
@@ -107,6 +121,25 @@ fn first_that_loads<'a>(job: &mut Job<'a>, candidates: Vec<Candidate<'_, Job<'a>
 fn on_cpu(job: &mut Job<'_>) -> Loaded {
     let options = CpuOptions { threads: job.options.threads, ..CpuOptions::default() };
     load(Cpu::new(options)?, job, 0)
+}
+
+#[cfg(feature = "cuda")]
+fn on_cuda(gpu: crate::backend::cuda::GpuInfo, job: &mut Job<'_>) -> Loaded {
+    use crate::backend::cuda::{Cuda, CudaOptions};
+
+    let DeviceOptions { check, eager, unfused, .. } = *job.options;
+    // A check runs each op by itself, as it is recorded.
+    let options = CudaOptions::default()
+        .fused(!unfused && !check)
+        .replay(!eager && !check)
+        .overlapped(!eager && !check);
+    let cuda = Cuda::new(gpu, options)?;
+    super::executor::check_memory(cuda.info(), job.source.config(), &job.reserve)?;
+    let mut executor = load(cuda, job, 0)?;
+    if !check {
+        warm_up(&mut *executor)?;
+    }
+    Ok(executor)
 }
 
 #[cfg(feature = "wgpu")]
@@ -162,7 +195,7 @@ fn load<B: Backend>(backend: B, job: &mut Job<'_>, kernels: usize) -> Loaded {
 ///
 /// No trace is left: keys, values and the history of a lane are written again by whatever takes
 /// their positions, before anything reads them.
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 fn warm_up(executor: &mut dyn StepExecutor) -> Result<(), LoadError> {
     use super::batch::{Batch, BatchSequence, LogitRow, Purpose, RowOptions, TokenSource};
     use crate::backend::ops::SampleRow;

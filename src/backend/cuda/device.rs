@@ -16,6 +16,9 @@ const OLDEST_DRIVER: i32 = 12_000;
 /// The oldest GPU: kernels use asynchronous copies and int8 matrix products of Ampere.
 const OLDEST: (i32, i32) = (8, 0);
 
+/// What the device of the emulated driver calls itself.
+const EMULATOR: &str = "CUDA emulator";
+
 /// What an error of the driver means.
 pub(super) fn sentence(error: DriverError) -> String {
     // Only called where the driver's library is loaded: these ask it for the names.
@@ -53,12 +56,20 @@ impl GpuInfo {
 
     /// What it is, in a line.
     pub fn description(&self) -> String {
-        let Self { model, capability: (major, minor), driver, .. } = self;
-        let driver = (driver / 1000, driver % 1000 / 10);
-        format!(
-            "{model}, compute capability {major}.{minor}, driver for CUDA {}.{}",
-            driver.0, driver.1
-        )
+        let Self { model, capability: (major, minor), .. } = self;
+        let driver = self.driver_version();
+        format!("{model}, compute capability {major}.{minor}, driver for {driver}")
+    }
+
+    /// The newest CUDA that the driver knows, such as `CUDA 12.8`.
+    pub fn driver_version(&self) -> String {
+        format!("CUDA {}.{}", self.driver / 1000, self.driver % 1000 / 10)
+    }
+
+    /// Whether a CPU imitates it, which is how kernels are tested on a machine without a GPU: right,
+    /// very slow, and never chosen unless it is named.
+    pub fn is_emulated(&self) -> bool {
+        self.model.starts_with(EMULATOR)
     }
 
     /// Why the kernels cannot run on it, if they cannot.

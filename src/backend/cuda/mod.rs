@@ -117,6 +117,7 @@ impl Cuda {
         let mut info = DeviceInfo::new(device.info.name(), device.info.description());
         info.memory = Some(device.info.memory);
         info.asynchronous = true;
+        info.software = device.info.is_emulated();
         Ok(Self {
             recordings: HashMap::new(),
             inputs: Inputs::new(),
@@ -380,7 +381,7 @@ impl Backend for Cuda {
     }
 }
 
-/// Every kernel.
+/// Every kernel that the host launches, for tests that compare them with what was compiled.
 pub fn all_kernels() -> Vec<Kernel> {
     [inputs::KERNELS, rms_norm_quantize::KERNELS].concat()
 }

@@ -14,7 +14,7 @@ use crate::error::LoadError;
 pub struct GpuOptions {
     /// Reduce within subgroups before going through workgroup memory.
     pub subgroups: Option<bool>,
-    /// Multiply with `dot4I8Packed`. Without a word, where [`Adapter::has_packed_dot`] says so; it
+    /// Multiply with `dot4I8Packed`. Without a word, where [`Adapter::packed_dot`] says so; it
     /// works everywhere, since WGSL promises it, and is plain products where the device lacks it.
     pub packed_dot: Option<bool>,
     /// Convert half precision by the type `f16`.

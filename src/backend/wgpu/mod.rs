@@ -1,7 +1,7 @@
 //! The backend for GPUs through wgpu: Vulkan, Metal and DX12.
 //!
 //! A step is one compute pass over a list of dispatches that depends on the step's key alone. Ops
-//! that follow each other are [fused](fuse), bind groups are kept, and the lists of decode steps
+//! that follow each other are fused, bind groups are kept, and the lists of decode steps
 //! are resolved when the model loads. What changes from step to step is copied into device memory
 //! in front of the pass, and what a step answers is copied out behind it, all in one command
 //! buffer; several steps may share a submission.
