@@ -296,6 +296,7 @@ struct Join {
     float of_all;
     float of_one;
 
+    DEVICE_METHOD Join() {}
     // Of a part `one` with those before it.
     DEVICE_METHOD Join(float all, float one)
         : highest(fmaxf(all, one)), of_all(exp_exact(all - highest)), of_one(exp_exact(one - highest)) {}

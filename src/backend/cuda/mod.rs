@@ -10,11 +10,14 @@
 
 mod device;
 mod inputs;
+mod kv;
 mod launch;
 mod memory;
 mod module;
+mod paged_attention;
 mod record;
 mod rms_norm_quantize;
+mod rope_append_kv;
 mod todo;
 
 use std::collections::HashMap;
@@ -36,9 +39,10 @@ use crate::tensor::HostTable;
 use crate::ternary::TernaryRows;
 use device::Device;
 use inputs::Inputs;
+use kv::KvCache;
 use launch::Launch;
 use memory::{Owned, Pinned};
-use todo::{KvCache, Table, TernaryMatrix};
+use todo::{Table, TernaryMatrix};
 
 /// How to run on an NVIDIA GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -383,5 +387,6 @@ impl Backend for Cuda {
 
 /// Every kernel that the host launches, for tests that compare them with what was compiled.
 pub fn all_kernels() -> Vec<Kernel> {
-    [inputs::KERNELS, rms_norm_quantize::KERNELS].concat()
+    [inputs::KERNELS, paged_attention::KERNELS, rms_norm_quantize::KERNELS, rope_append_kv::KERNELS]
+        .concat()
 }

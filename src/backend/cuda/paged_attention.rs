@@ -16,7 +16,8 @@ use crate::backend::ops::{Heads, PagedAttention, check_len};
 use crate::backend::{KEY_BLOCK, PAGE_TOKENS, StepKey};
 use crate::error::RunError;
 
-const PLAIN: Kernel = Kernel::new::<Args>("paged_attention", 256).with_shared(plain_shared(8, WIDEST));
+const PLAIN: Kernel =
+    Kernel::new::<Args>("paged_attention", 256).with_shared(plain_shared(8, WIDEST));
 const TENSOR: Kernel = Kernel::new::<Args>("paged_attention_mma", 128);
 const COMBINE: Kernel = Kernel::new::<CombineArgs>("paged_attention_combine", 128);
 

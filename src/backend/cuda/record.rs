@@ -1,11 +1,14 @@
 //! The recorder: ops become launches, after those that follow each other were fused.
 
+use std::collections::VecDeque;
 use std::rc::Rc;
 
 use super::Cuda;
 use super::launch::Launch;
 use super::memory::Owned;
+use super::paged_attention::Attention;
 use super::rms_norm_quantize::Quantize;
+use super::rope_append_kv::Rope;
 use crate::backend::ops::{self, Quantized};
 use crate::backend::{Record, StepKey};
 use crate::error::RunError;
@@ -22,6 +25,8 @@ pub(super) enum Op {
     /// Nothing to fuse.
     Launches(Vec<Launch>),
     Quantize(Quantize),
+    Rope(Rope),
+    Attention(Box<Attention>),
 }
 
 /// Quantised rows in device memory.
@@ -73,16 +78,38 @@ impl<'r> Recorder<'r> {
 
     /// The launches of all ops.
     pub(super) fn finish(mut self) -> Result<Vec<Launch>, RunError> {
-        let ops = std::mem::take(&mut self.ops);
+        let mut ops = std::mem::take(&mut self.ops);
+        if self.cuda.options.fused {
+            ops = fuse(ops, &self.key);
+        }
         let mut launches = Vec::new();
         for op in ops {
             match op {
                 Op::Launches(more) => launches.extend(more),
                 Op::Quantize(op) => launches.extend(op.launches()),
+                Op::Rope(op) => launches.extend(op.launches()),
+                Op::Attention(op) => launches.extend(op.launches(self.cuda, &self.key)?),
             }
         }
         Ok(launches)
     }
+}
+
+/// The rotation and the append go into attention, where every sequence brings one token.
+fn fuse(ops: Vec<Op>, key: &StepKey) -> Vec<Op> {
+    let mut fused: Vec<Op> = Vec::with_capacity(ops.len());
+    let mut rest = VecDeque::from(ops);
+    while let Some(op) = rest.pop_front() {
+        match op {
+            Op::Rope(rope) if key.queries == 1 && rope.goes_into(rest.front()) => {
+                let Some(Op::Attention(mut attention)) = rest.pop_front() else { continue };
+                attention.rope = Some(rope);
+                fused.push(Op::Attention(attention));
+            }
+            other => fused.push(other),
+        }
+    }
+    fused
 }
 
 impl Record<Cuda> for Recorder<'_> {
@@ -104,12 +131,16 @@ impl Record<Cuda> for Recorder<'_> {
         super::todo::op("ternary_matmul")
     }
 
-    fn rope_append_kv(&mut self, _op: ops::RopeAppendKv<'_, Cuda>) -> Result<(), RunError> {
-        super::todo::op("rope_append_kv")
+    fn rope_append_kv(&mut self, op: ops::RopeAppendKv<'_, Cuda>) -> Result<(), RunError> {
+        let op = Rope::new(&op)?;
+        self.push(Op::Rope(op));
+        Ok(())
     }
 
-    fn paged_attention(&mut self, _op: ops::PagedAttention<'_, Cuda>) -> Result<(), RunError> {
-        super::todo::op("paged_attention")
+    fn paged_attention(&mut self, op: ops::PagedAttention<'_, Cuda>) -> Result<(), RunError> {
+        let op = Attention::new(&op)?;
+        self.push(Op::Attention(Box::new(op)));
+        Ok(())
     }
 
     fn gate_norm_quantize(&mut self, _op: ops::GateNormQuantize<'_, Cuda>) -> Result<(), RunError> {

@@ -2,14 +2,12 @@
 use std::rc::Rc;
 
 use super::device::Device;
-use crate::backend::KvLayout;
 use crate::error::{LoadError, RunError};
 use crate::tensor::HostTable;
 use crate::ternary::TernaryRows;
 
 pub struct TernaryMatrix;
 pub struct Table;
-pub struct KvCache;
 
 fn not_yet<T>(what: &str) -> Result<T, LoadError> {
     Err(LoadError::Device { device: "cuda".into(), reason: format!("{what} is not there yet") })
@@ -22,11 +20,6 @@ impl TernaryMatrix {
 impl Table {
     pub(super) fn new(_: &Rc<Device>, _: &HostTable) -> Result<Self, LoadError> {
         not_yet("load_table")
-    }
-}
-impl KvCache {
-    pub(super) fn new(_: &Rc<Device>, _: KvLayout) -> Result<Self, LoadError> {
-        not_yet("allocate_kv")
     }
 }
 pub(super) fn op(name: &str) -> Result<(), RunError> {
