@@ -9,23 +9,25 @@
 //! A device's memory and its work belong to one thread at a time.
 
 mod device;
+mod embed;
 mod fuse;
 mod gate_norm_quantize;
-mod embed;
 mod inputs;
+mod kv;
 mod launch;
 mod lm_head;
 mod memory;
 mod module;
 mod packed;
+mod paged_attention;
 mod record;
 mod rms_norm;
 mod rms_norm_quantize;
-mod ternary_matmul;
+mod rope_append_kv;
 mod sample;
 mod score;
 mod table;
-mod todo;
+mod ternary_matmul;
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -48,10 +50,10 @@ use crate::tensor::HostTable;
 use crate::ternary::TernaryRows;
 use device::Device;
 use inputs::Inputs;
+use kv::KvCache;
 use launch::Launch;
 use memory::{Owned, Pinned};
 use table::Table;
-use todo::KvCache;
 
 /// How to run on an NVIDIA GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -409,8 +411,10 @@ pub fn all_kernels() -> Vec<Kernel> {
         gate_norm_quantize::KERNELS,
         inputs::KERNELS,
         lm_head::KERNELS,
+        paged_attention::KERNELS,
         rms_norm::KERNELS,
         rms_norm_quantize::KERNELS,
+        rope_append_kv::KERNELS,
         sample::KERNELS,
         score::KERNELS,
     ] {

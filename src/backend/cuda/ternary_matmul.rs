@@ -81,26 +81,14 @@ const FEW: [Kernel; MOST_FEW] = [
 
 /// By pairs of tiles, 1, 2 and 4, and by 8 rows, 16 and 32.
 const MMA: [[Kernel; 3]; 3] = [
-    [
-        mma("ternary_matmul_mma_1_1"),
-        mma("ternary_matmul_mma_1_2"),
-        mma("ternary_matmul_mma_1_4"),
-    ],
-    [
-        mma("ternary_matmul_mma_2_1"),
-        mma("ternary_matmul_mma_2_2"),
-        mma("ternary_matmul_mma_2_4"),
-    ],
-    [
-        mma("ternary_matmul_mma_4_1"),
-        mma("ternary_matmul_mma_4_2"),
-        mma("ternary_matmul_mma_4_4"),
-    ],
+    [mma("ternary_matmul_mma_1_1"), mma("ternary_matmul_mma_1_2"), mma("ternary_matmul_mma_1_4")],
+    [mma("ternary_matmul_mma_2_1"), mma("ternary_matmul_mma_2_2"), mma("ternary_matmul_mma_2_4")],
+    [mma("ternary_matmul_mma_4_1"), mma("ternary_matmul_mma_4_2"), mma("ternary_matmul_mma_4_4")],
 ];
 
 /// Of 8 warps, and of 4.
-const WIDE: Kernel = Kernel::new::<RowsArgs>("ternary_matmul_tiled", 256)
-    .with_shared(tiled_bytes(WIDE_PAIRS));
+const WIDE: Kernel =
+    Kernel::new::<RowsArgs>("ternary_matmul_tiled", 256).with_shared(tiled_bytes(WIDE_PAIRS));
 const NARROW: Kernel = Kernel::new::<RowsArgs>("ternary_matmul_tiled", 128)
     .named("ternary_matmul_tiled_narrow")
     .with_shared(tiled_bytes(NARROW_PAIRS));
