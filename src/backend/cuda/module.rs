@@ -32,7 +32,14 @@ macro_rules! artefacts {
     };
 }
 
-static ARTEFACTS: &[Artefact] = artefacts!["rms_norm_quantize", "scatter"];
+static ARTEFACTS: &[Artefact] = artefacts![
+    "paged_attention",
+    "paged_attention_combine",
+    "paged_attention_mma",
+    "rms_norm_quantize",
+    "rope_append_kv",
+    "scatter",
+];
 
 /// The PTX of a file of kernels, for tests that compare it with what the host says of them.
 pub fn ptx(file: &str) -> Option<&'static str> {
