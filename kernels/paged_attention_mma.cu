@@ -187,7 +187,7 @@ DEVICE void take_nan_out(u8* values, u32* nan_of, u32& found, u32 from) {
         u16* at = reinterpret_cast<u16*>(values + row * row_bytes(CHUNKS) + piece_of_value(piece, row));
         const uint4 words = *reinterpret_cast<const uint4*>(at);
         // No element is infinite (`to_cache`), so all exponents with all bits are of NaN.
-        const auto full = [](u32 x) { return (x & 0x7c007c00u) + 0x04000400u & 0x80008000u; };
+        const auto full = [](u32 x) { return ((x & 0x7c007c00u) + 0x04000400u) & 0x80008000u; };
         if ((full(words.x) | full(words.y) | full(words.z) | full(words.w)) == 0) continue;
         for (u32 e = 0; e < 8; e++) {
             if ((at[e] & 0x7c00u) != 0x7c00u) continue;
@@ -449,6 +449,8 @@ DEVICE void by_rows(const AttentionArgs& a) {
     DYNAMIC_SHARED(memory);
     __shared__ u32 seen_of[WARPS * TILE];
     __shared__ float factors[WARPS * TILE];
+    __shared__ float all_highest[WARPS * TILE];
+    __shared__ float all_sum[WARPS * TILE];
     __shared__ u32 nan_of[64 * CHUNKS];
     __shared__ u32 nan_found;
     const u32 warp = threadIdx.x / WARP;
@@ -469,29 +471,39 @@ DEVICE void by_rows(const AttentionArgs& a) {
         seen_of[r] = r < rows ? tile.seen(a, tile.first + r / tile.heads) : 0;
     }
     __syncthreads();
-    // What each row of the block sees, any of them, and any of the warp's.
-    u32 least = NONE;
+    // What each row of the block sees, any of them, and any of the warp's. In shared memory, as what
+    // else is not needed often: the sums take all registers.
+    __shared__ u32 least_seen;
+    __shared__ u32 warp_most[WARPS];
     u32 most = 0;
-    u32 warp_most = 0;
+    u32 least = NONE;
+    u32 of_warp = 0;
     for (u32 r = 0; r < rows; r++) {
         least = min(least, seen_of[r]);
         most = max(most, seen_of[r]);
-        if (r / TILE == warp) warp_most = max(warp_most, seen_of[r]);
+        if (r / TILE == warp) of_warp = max(of_warp, seen_of[r]);
     }
+    least_seen = least;
+    warp_most[warp] = of_warp;
     const u32 own = warp * TILE + g;
 
-    u32 page[2] = {tile.page(a, 0), most > PAGE ? tile.page(a, 1) : 0};
-    if (most > 0) stage<CHUNKS, true>(keys, a, tile, page, min(most, PART));
+    // Pages of a part, in turns with those of the next.
+    __shared__ u32 pages[2][PART / PAGE];
+    if (threadIdx.x < PART / PAGE) pages[0][threadIdx.x] = tile.page(a, threadIdx.x);
+    __syncthreads();
+    if (most > 0) stage<CHUNKS, true>(keys, a, tile, pages[0], min(most, PART));
 
     for (u32 r = 0; r < TILE; r++) {
         const u32 row = warp * TILE + r;
         const bool there = row < rows && seen_of[row] > 0;
         const u32 token = tile.first + row / tile.heads;
         const float factor = stage_query<CHUNKS>(high, low, r, there, a, tile, token, tile.head + row % tile.heads);
-        if (lane == 0) factors[row] = factor;
+        if (lane == 0) {
+            factors[row] = factor;
+            all_highest[row] = nothing_yet();
+            all_sum[row] = 0.0f;
+        }
     }
-    float highest[2] = {nothing_yet(), nothing_yet()};
-    float sum[2] = {0.0f, 0.0f};
     float all[CHUNKS][8][4];
 #pragma unroll
     for (int c = 0; c < CHUNKS; c++) {
@@ -504,16 +516,16 @@ DEVICE void by_rows(const AttentionArgs& a) {
         const u32 visible = min(most - start, PART);
         const u32 left[2] = {seen_of[own] > start ? min(seen_of[own] - start, PART) : 0,
             seen_of[own + 8] > start ? min(seen_of[own + 8] - start, PART) : 0};
-        const bool bad[2] = {page[0] == NONE, page[1] == NONE};
-        const bool sees = start < warp_most;
-        const bool masked = least < start + visible;
+        const bool sees = start < warp_most[warp];
+        const bool masked = least_seen < start + visible;
 
         copy_async_wait<0>();
         __syncthreads(); // keys are there, and values have been used
+        const u32 (&page)[2] = pages[start / PART % 2];
         stage<CHUNKS, false>(values, a, tile, page, visible);
         const u32 next = start + PART;
-        page[0] = next < most ? tile.page(a, next / PAGE) : 0;
-        page[1] = next + PAGE < most ? tile.page(a, next / PAGE + 1) : 0;
+        u32 next_page = 0;
+        if (threadIdx.x < PART / PAGE) next_page = tile.page(a, next / PAGE + threadIdx.x);
         if (masked) {
             for (u32 i = threadIdx.x; i < 64 * CHUNKS; i += WARPS * WARP) nan_of[i] = PART;
             nan_found = 0;
@@ -526,18 +538,25 @@ DEVICE void by_rows(const AttentionArgs& a) {
                 return load_piece(keys + lane_of_key<CHUNKS>(c) + 8 * n * ROW);
             });
             const float factor[2] = {factors[own], factors[own + 8]};
+            // Of pages that the part sees.
+            const bool bad[2] = {page[0] == NONE, visible > PAGE && page[1] == NONE};
             soften(w, scores, factor, left, bad);
             for (int r = 0; r < 2; r++) {
-                join[r] = Join(highest[r], w.highest[r]);
-                highest[r] = join[r].highest;
-                sum[r] = join[r](sum[r], w.sum[r]);
+                join[r] = Join(all_highest[own + 8 * r], w.highest[r]);
+                const float sum = join[r](all_sum[own + 8 * r], w.sum[r]);
+                __syncwarp(); // all four lanes of a row have read
+                if (t == 0) {
+                    all_highest[own + 8 * r] = join[r].highest;
+                    all_sum[own + 8 * r] = sum;
+                }
             }
         }
+        if (threadIdx.x < PART / PAGE) pages[next / PART % 2][threadIdx.x] = next_page;
         copy_async_wait<0>();
         __syncthreads(); // values are there, and keys have been used
-        if (next < most) stage<CHUNKS, true>(keys, a, tile, page, min(most - next, PART));
+        if (next < most) stage<CHUNKS, true>(keys, a, tile, pages[next / PART % 2], min(most - next, PART));
         if (masked) {
-            take_nan_out<CHUNKS>(values, nan_of, nan_found, least > start ? least - start : 0);
+            take_nan_out<CHUNKS>(values, nan_of, nan_found, least_seen > start ? least_seen - start : 0);
             __syncthreads();
         }
         if (sees) {
@@ -575,6 +594,7 @@ DEVICE void by_rows(const AttentionArgs& a) {
         }
     }
 
+    __syncwarp(); // the sums
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         const u32 row = own + 8 * (i / 2);
@@ -586,7 +606,7 @@ DEVICE void by_rows(const AttentionArgs& a) {
             const u32 element = 64 * c + 16 * t + 8 * (i % 2);
             if (element >= a.dim) continue;
 #pragma unroll
-            for (int j = 0; j < 8; j++) all[c][j][i] = there ? attended(all[c][j][i], sum[i / 2]) : 0.0f;
+            for (int j = 0; j < 8; j++) all[c][j][i] = there ? attended(all[c][j][i], all_sum[row]) : 0.0f;
             store_eight(to + element, all[c], i);
         }
     }
