@@ -275,7 +275,7 @@ struct TernaryDots {
         }
     }
     // Where this lane's activations begin in a block of rows that are `stride` bytes apart.
-    DEVICE_METHOD static u32 offset(u32 stride) { return 16 * (lane_of_warp() % 4); }
+    DEVICE_METHOD static u32 offset(u32) { return 16 * (lane_of_warp() % 4); }
 
     // Adds a unit's products; `x` is `offset` into the block's activations.
     DEVICE_METHOD void add(const uint4 (&weights)[2], const i8* x, u32 stride) {
@@ -328,7 +328,7 @@ struct TernaryTiles {
         return (lane / 4 < ROWS ? lane / 4 * stride : 0) + 16 * (lane % 4);
     }
 
-    DEVICE_METHOD void add(const uint4 (&weights)[2], const i8* x, u32 stride) {
+    DEVICE_METHOD void add(const uint4 (&weights)[2], const i8* x, u32) {
         const bool there = lane_of_warp() / 4 < ROWS;
 #pragma unroll
         for (int j = 0; j < 4; j++) {

@@ -92,7 +92,7 @@ impl CudaOptions {
         self.overlapped = overlapped;
         self
     }
-    /// With these kernels for ternary products that are not fused.
+    /// With these kernels for ternary products; fused ones take [`MatmulForm::Few`].
     pub fn matmul(mut self, form: MatmulForm) -> Self {
         self.matmul = Some(form);
         self
