@@ -119,6 +119,9 @@ DEVICE void copy_async_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(gr
 
 #endif // TRINE_EMULATOR
 
+// Loads and stores of memory do not move across this, where a compiler would spend registers on it.
+DEVICE void stay_here() { asm volatile("" ::: "memory"); }
+
 DEVICE float bf16_to_float(u16 x) { return __uint_as_float(static_cast<u32>(x) << 16); }
 
 // Bits of the magnitude, whose order is that of magnitudes; infinities and NaN are above the rest.
@@ -431,3 +434,339 @@ DEVICE float gated(u32 activation, float gate, float up) {
     const float inner = __fmaf_rn(gate * gate * gate, 0.044715f, gate);
     return times_sigmoid(gate, inner * 1.595769f) * up;
 }
+
+// Sampling: what is done with a row of logits, by one block of `ROW_THREADS` threads.
+
+constexpr int ROW_THREADS = 512;
+// Loads of a thread that are on their way at once.
+constexpr u32 ROW_LOADS = 8;
+
+// As `reduce_block`, over the threads of such a block.
+template <typename T, typename Op>
+DEVICE T reduce_row(T x, Op op) {
+    __shared__ T partial[ROW_THREADS / WARP];
+    x = reduce_warp(x, op);
+    __syncthreads(); // the last reduction's partials have been read
+    if (threadIdx.x % WARP == 0) partial[threadIdx.x / WARP] = x;
+    __syncthreads();
+    x = partial[threadIdx.x % (ROW_THREADS / WARP)];
+    for (int distance = 1; distance < ROW_THREADS / WARP; distance *= 2) {
+        x = op(x, __shfl_xor_sync(0xffffffffu, x, distance));
+    }
+    return x;
+}
+
+// `ops::SampleRow`.
+struct SampleRow {
+    u32 lane;
+    u32 length;
+    u32 prompt;
+    u32 bias_start;
+    u32 bias_count;
+    float temperature;
+    u32 top_k;
+    float top_p;
+    float min_p;
+    float repetition_penalty;
+    float frequency_penalty;
+    float presence_penalty;
+    u32 seed[2];
+    u32 choice;
+    u32 logprobs;
+};
+
+// The largest finite f32. What overflows counts as this, so that no infinity is ever computed with.
+constexpr float MOST_FINITE = 3.4028234e38f;
+// Stands for every logit that is NaN or infinite, above all others.
+constexpr u32 NOT_FINITE = 0xffffffffu;
+
+// A logit as an integer that is higher where the logit is, the same for 0 and −0; those of finite
+// logits lie between 0 and `NOT_FINITE`.
+DEVICE u32 order_of(float x) {
+    const u32 word = __float_as_uint(x);
+    if (magnitude_bits(x) >= INFINITE_BITS) return NOT_FINITE;
+    if (word == 0x80000000u) return 0x80000000u;
+    return word >> 31 ? ~word : word | 0x80000000u;
+}
+DEVICE float value_of_order(u32 order) {
+    return __uint_as_float(order >> 31 ? order & 0x7fffffffu : ~order);
+}
+// NaN becomes the lowest.
+DEVICE float clamped(float x) { return fminf(fmaxf(x, -MOST_FINITE), MOST_FINITE); }
+
+// A logit and its token as one integer: higher where the logit is, or the token lower.
+DEVICE u64 ranked(u32 order, u32 token) { return u64(order) << 32 | static_cast<u32>(~token); }
+DEVICE u32 order_of_ranked(u64 ranked) { return static_cast<u32>(ranked >> 32); }
+DEVICE u32 token_of_ranked(u64 ranked) { return ~static_cast<u32>(ranked); }
+
+// Calls `f(token, logit)` for the tokens of this thread: `t`, `t + 512`, ... in this order.
+template <typename F>
+DEVICE void for_each_token(const float* row, u32 vocabulary, F f) {
+    for (u32 start = threadIdx.x; start < vocabulary; start += ROW_LOADS * ROW_THREADS) {
+        float x[ROW_LOADS];
+#pragma unroll
+        for (u32 n = 0; n < ROW_LOADS; n++) x[n] = row[min(start + n * ROW_THREADS, vocabulary - 1)];
+#pragma unroll
+        for (u32 n = 0; n < ROW_LOADS; n++) {
+            if (start + n * ROW_THREADS < vocabulary) f(start + n * ROW_THREADS, x[n]);
+        }
+    }
+}
+
+// The extremes of a row.
+struct RowBest {
+    // The best token, `ranked`. Its order is `NOT_FINITE` where a logit is not finite.
+    u64 best;
+    // The lowest of the threads' own highest: a floor under the 512 highest logits of a row. The
+    // lowest logit where there are no more than threads.
+    u32 floor;
+    // The lowest logit.
+    u32 lowest;
+
+    DEVICE_METHOD RowBest(const float* row, u32 vocabulary) : best(0) {
+        u32 most = 0;
+        for_each_token(row, vocabulary, [&](u32 token, float x) {
+            const u32 order = order_of(x);
+            const u64 own = ranked(order, token);
+            best = own > best ? own : best;
+            most = ~order > most ? ~order : most;
+        });
+        lowest = ~reduce_row(most, Most());
+        floor = max(lowest, ~reduce_row(~order_of_ranked(best), Most()));
+        best = reduce_row(best, Most());
+    }
+    DEVICE_METHOD bool finite() const { return order_of_ranked(best) != NOT_FINITE; }
+};
+
+// `ln Σ exp(x)` of a row of finite logits. Sums go up in three steps, so that none of them has many
+// terms: pairs and pairs of pairs of 8, these of a thread, and the tree of the threads. The order is
+// that of the row alone.
+struct LogSum {
+    float highest;
+    // `ln Σ exp(x − highest)`.
+    double above;
+
+    DEVICE_METHOD LogSum(const float* row, u32 vocabulary, float highest) : highest(highest) {
+        float sum = 0.0f;
+        for (u32 start = threadIdx.x; start < vocabulary; start += ROW_LOADS * ROW_THREADS) {
+            float x[ROW_LOADS];
+#pragma unroll
+            for (u32 n = 0; n < ROW_LOADS; n++) x[n] = row[min(start + n * ROW_THREADS, vocabulary - 1)];
+#pragma unroll
+            for (u32 n = 0; n < ROW_LOADS; n++) {
+                x[n] = start + n * ROW_THREADS < vocabulary ? exp_exact(x[n] - highest) : 0.0f;
+            }
+            sum += ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]));
+        }
+        above = log(static_cast<double>(reduce_row(sum, Add())));
+    }
+    DEVICE_METHOD float log_probability(float x) const {
+        return static_cast<float>(static_cast<double>(x) - static_cast<double>(highest) - above);
+    }
+};
+
+// Rotation. Written with fused multiply-adds, so that it has the same bits in every kernel.
+
+// The tables `[context, dim / 2]` of `ops::RopeAppendKv`.
+struct Rotation {
+    const float* cos;
+    const float* sin;
+    u32 context;
+    u32 half;
+
+    // Elements `i` and `i + half` of a head. Only padding has positions beyond the tables.
+    DEVICE_METHOD void pair(float& low, float& high, u32 position, u32 i) const {
+        if (position >= context) return;
+        const u64 at = u64(position) * half + i;
+        const float c = cos[at];
+        const float s = sin[at];
+        const float rotated = __fmaf_rn(low, c, -(high * s));
+        high = __fmaf_rn(high, c, low * s);
+        low = rotated;
+    }
+    // Element `i` of a head, rotated.
+    DEVICE_METHOD float element(const float* head, u32 position, u32 i) const {
+        const u32 at = i < half ? i : i - half;
+        float low = head[at];
+        float high = head[at + half];
+        pair(low, high, position, at);
+        return i < half ? low : high;
+    }
+};
+
+// The paged cache, in the order that `kv.rs` draws: a head's keys (or values) of a page are 32 rows
+// of `stride` elements.
+constexpr u32 PAGE = 32;
+
+// What the cache makes of an element. What f16 cannot hold becomes NaN and not infinity: zero times
+// it is the same NaN as any weight times it, so a fault has one form wherever it is met.
+DEVICE void to_cache(float x, float& cached) { cached = x; }
+DEVICE void to_cache(float x, u16& cached) {
+    const u16 bits = float_to_half(x);
+    cached = (bits & 0x7c00u) == 0x7c00u ? u16(0x7fff) : bits;
+}
+
+// The row of a slot, or of the first slot of a page.
+template <typename T>
+DEVICE T* cache_row(T* cache, u32 slot, u32 kv_head, u32 kv, u32 stride) {
+    return cache + ((u64(slot / PAGE) * kv + kv_head) * PAGE + slot % PAGE) * stride;
+}
+
+// Softmax over parts of the keys: each part has its highest score, the sum of `exp(score −
+// highest)` and with these weights the sum of the values; parts are joined in ascending order, by
+// what stands here, so parts that are taken in a loop or by blocks of their own give the same bits.
+
+// The highest score of no keys.
+DEVICE float nothing_yet() { return -__uint_as_float(INFINITE_BITS); }
+
+struct Join {
+    float highest;
+    float of_all;
+    float of_one;
+
+    DEVICE_METHOD Join() {}
+    // Of a part `one` with those before it.
+    DEVICE_METHOD Join(float all, float one)
+        : highest(fmaxf(all, one)), of_all(exp_exact(all - highest)), of_one(exp_exact(one - highest)) {}
+    DEVICE_METHOD float operator()(float all, float one) const { return __fmaf_rn(one, of_one, all * of_all); }
+};
+
+// A part of which a row sees nothing may be joined or left out: that changes at most the sign of a
+// zero, and the sum with zero takes it off.
+DEVICE float attended(float out, float sum) { return __fdiv_rn(out, sum) + 0.0f; }
+
+// The argument of every kernel of attention.
+struct AttentionArgs {
+    const u32* positions;
+    const u32* sequences;
+    const u32* query_starts;
+    const u32* page_table;
+    const float* qkv;
+    void* keys;
+    void* values;
+    float* output;
+    // Where parts are split over blocks: `[token][query head][part]` rows of `stride` sums of
+    // values, and as many pairs of highest score and sum of weights.
+    float* outs;
+    float2* statistics;
+    // Slots where the rotation and the append are fused, else null; and the tables of the rotation.
+    const u32* slots;
+    const float* cos;
+    const float* sin;
+    u32 rows;
+    u32 sequence_count;
+    // Row length of the page table.
+    u32 max_pages;
+    // Pages that the cache has.
+    u32 pages;
+    // Heads, and elements of one: in a row of qkv, and in the cache.
+    u32 query;
+    u32 kv;
+    u32 dim;
+    u32 stride;
+    // Of a tile: tokens, and query heads of each. No tokens: token `t` is that of sequence `t`.
+    u32 tokens;
+    u32 heads;
+    // Parts that there is memory for; 0 where one block goes through all of them.
+    u32 parts;
+    // Rows of `cos` and `sin`.
+    u32 context;
+    float scale;
+    u32 padding;
+};
+
+// Keys that a token sees, if it is one of the sequence's; 0 of padding.
+DEVICE u32 seen_keys(const AttentionArgs& a, u32 sequence, u32 token) {
+    if (sequence >= a.sequence_count) return 0;
+    const bool belongs = a.tokens == 0
+        ? a.query_starts[sequence] <= token && token < a.query_starts[sequence + 1]
+        : a.sequences[token] == sequence;
+    return belongs ? min(a.positions[token], max(a.max_pages * PAGE, 1u) - 1) + 1 : 0;
+}
+
+// What a block of threads works on: tokens `first ..` of a sequence, times query heads `head ..`
+// that share a key/value head. Row `r` is token `r / heads`, head `r % heads`.
+struct AttentionTile {
+    u32 sequence;
+    u32 first;
+    u32 tokens;
+    u32 kv_head;
+    u32 head;
+    u32 heads;
+    // Query heads of all tiles of the key/value head.
+    u32 group;
+
+    DEVICE_METHOD u32 rows() const { return tokens * heads; }
+
+    // Finds the tile of this block; no tokens where there is none. By all threads.
+    //
+    // With tiles of `n` tokens, those of sequence `s` are number `start / n + s` and the next ones
+    // in a grid of `rows / n + sequences + 1`: no two sequences meet, and nothing has to be
+    // counted. What lies behind the last sequence is padding, and counts as one more.
+    DEVICE_METHOD AttentionTile(const AttentionArgs& a, u32 threads) {
+        group = a.query / a.kv;
+        const u32 head_tiles = (group + a.heads - 1) / a.heads;
+        const u32 head_tile = blockIdx.x % head_tiles;
+        kv_head = blockIdx.x / head_tiles % a.kv;
+        head = kv_head * group + head_tile * a.heads;
+        heads = min(a.heads, group - head_tile * a.heads);
+        const u32 place = blockIdx.x / head_tiles / a.kv;
+        tokens = 0;
+        if (a.tokens == 0) {
+            sequence = place;
+            first = place;
+            tokens = place < a.rows ? 1 : 0;
+            return;
+        }
+        // The latest tokens see most keys: they go first.
+        const u32 number = a.rows / a.tokens + a.sequence_count - place;
+        __shared__ u32 found;
+        if (threadIdx.x == 0) found = 0;
+        __syncthreads();
+        for (u32 s = threadIdx.x; s <= a.sequence_count; s += threads) {
+            if (min(a.query_starts[s], a.rows) / a.tokens + s <= number) atomicAdd(&found, 1u);
+        }
+        __syncthreads();
+        if (found == 0) return;
+        sequence = found - 1;
+        const u32 start = min(a.query_starts[sequence], a.rows);
+        const u32 end = sequence < a.sequence_count ? min(a.query_starts[sequence + 1], a.rows) : a.rows;
+        first = start + (number - start / a.tokens - sequence) * a.tokens;
+        tokens = first < end ? min(a.tokens, end - first) : 0;
+    }
+
+    // Keys that a token of the tile sees.
+    DEVICE_METHOD u32 seen(const AttentionArgs& a, u32 token) const { return seen_keys(a, sequence, token); }
+
+    // The number of a page of the sequence; `NONE` where the table has no page of the cache.
+    DEVICE_METHOD u32 page(const AttentionArgs& a, u32 index) const {
+        if (index >= a.max_pages) return NONE;
+        const u32 page = a.page_table[u64(sequence) * a.max_pages + index];
+        return page < a.pages ? page : NONE;
+    }
+
+    // A head of a token in qkv: query heads come first, then key heads, then value heads.
+    DEVICE_METHOD const float* head_of(const AttentionArgs& a, u32 token, u32 head) const {
+        return a.qkv + (u64(token) * (a.query + 2 * a.kv) + head) * a.dim;
+    }
+    // An element of a query head, rotated where that is fused.
+    DEVICE_METHOD float query(const AttentionArgs& a, u32 token, u32 head, u32 i) const {
+        const float* row = head_of(a, token, head);
+        if (!a.slots) return row[i];
+        const Rotation rotation{a.cos, a.sin, a.context, a.dim / 2};
+        return rotation.element(row, a.positions[token], i);
+    }
+    // Elements of the token's own key and value, as the cache holds them.
+    template <typename T>
+    DEVICE_METHOD void new_element(const AttentionArgs& a, u32 token, u32 i, T& key, T& value) const {
+        float k = 0.0f;
+        float v = 0.0f;
+        if (i < a.dim) {
+            const Rotation rotation{a.cos, a.sin, a.context, a.dim / 2};
+            k = rotation.element(head_of(a, token, a.query + kv_head), a.positions[token], i);
+            v = head_of(a, token, a.query + a.kv + kv_head)[i];
+        }
+        to_cache(k, key);
+        to_cache(v, value);
+    }
+};

@@ -5,6 +5,7 @@
 // that order runs as far as it can get: a warp gets ahead of the others by as much as the barriers
 // allow, which is where a missing barrier shows.
 #include "fibers.h"
+#include "races.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -28,7 +29,15 @@
 #include <ucontext.h>
 #endif
 
+void trine_access(const void* p, size_t bytes, bool write, bool atomic, const void* code);
+
 namespace {
+
+#ifdef TRINE_CHECKED
+constexpr bool CHECKED = true;
+#else
+constexpr bool CHECKED = false;
+#endif
 
 constexpr int MOST_THREADS = 1024;
 constexpr size_t PAGE = 4096;
@@ -47,6 +56,7 @@ struct Copy {
     const void* global;
     bool there;
     unsigned group;
+    const void* code;
 };
 
 struct Worker;
@@ -115,6 +125,7 @@ struct Worker {
     uint64_t ready[MOST_THREADS / 64];
     unsigned waiting[MOST_THREADS / 32]; // lanes of a warp that wait for others of it
     uint64_t random = 0;
+    std::unique_ptr<Races> races{CHECKED ? new Races() : nullptr};
     bool late_copies = false;
 #if FAST_SWITCH
     void* stack = nullptr;
@@ -184,6 +195,8 @@ void run_copies(Fiber* fiber, unsigned below) {
     size_t done = 0;
     for (; done < copies.size() && copies[done].group < below; done++) {
         const Copy& copy = copies[done];
+        trine_access(copy.shared, 16, true, false, copy.code);
+        if (copy.there) trine_access(copy.global, 16, false, false, copy.code);
         if (copy.there) memcpy(copy.shared, copy.global, 16);
         else memset(copy.shared, 0, 16);
     }
@@ -392,6 +405,7 @@ void Worker::run_block(uint64_t number) {
     random = mix(seed() + number);
     for (const char* c = job->kernel->name; *c; c++) random = mix(random + static_cast<unsigned char>(*c));
     late_copies = random >> 40 & 1;
+    if (races) races->barrier();
     memset(ready, 0, sizeof ready);
     memset(waiting, 0, sizeof waiting);
     draw_order();
@@ -513,6 +527,7 @@ extern "C" void trine_barrier(const char* file, int line) {
                 leave(fiber);
             }
         }
+        if (worker->races) worker->races->barrier();
         worker->draw_order();
         for (int i = 0; i < worker->count; i++) {
             worker->fibers[static_cast<size_t>(i)]->state = READY;
@@ -549,6 +564,7 @@ extern "C" void trine_warp(const char* name, unsigned mask, void* lane, TrineFin
         }
         if (same) {
             finish(brought, mask);
+            if (worker->races && strcmp(name, "__syncwarp") == 0) worker->races->sync_warp(warp, mask);
             waiting &= ~mask;
             for (int i = 0; i < 32; i++) {
                 if (!(mask >> i & 1)) continue;
@@ -561,6 +577,26 @@ extern "C" void trine_warp(const char* name, unsigned mask, void* lane, TrineFin
     leave(fiber);
 }
 
+// A kernel's access to memory, in the checked build. See `races.h`.
+void trine_access(const void* p, size_t bytes, bool write, bool atomic, const void* code) {
+    Worker* worker = CHECKED ? current : nullptr;
+    if (!worker || !worker->running) return;
+    // Stacks are their fibers' own, and what lanes bring to an operation of their warp.
+    const char* at = static_cast<const char*>(p);
+    if (at >= worker->stacks && at < worker->stacks + MOST_THREADS * TRINE_FIBER_BYTES) return;
+    Fiber* fiber = worker->running;
+    const std::string race = worker->races->access(fiber->number, p, bytes, write, atomic, code);
+    if (race.empty()) return;
+    worker->fail(LAUNCH_FAILED, race);
+    leave(fiber);
+}
+
+void trine_undefined(Result result, const char* what, const char* file, unsigned line) {
+    if (!current || !current->running) abort();
+    current->fail(result, std::string("undefined: ") + what + " (" + file + ":" + std::to_string(line) + ")");
+    leave(current->running);
+}
+
 extern "C" void trine_wait_for_previous_kernel() { self()->waited_for_previous = true; }
 
 // A copy may arrive at once or as late as the wait for it; which, is drawn for each block.
@@ -570,7 +606,10 @@ extern "C" void trine_copy_async(void* shared, const void* global, bool there) {
         fiber->worker->fail(MISALIGNED_ADDRESS, "copy_async of an address that is not a multiple of 16");
         leave(fiber);
     }
-    fiber->copies->push_back({shared, global, there, fiber->group});
+    const void* code = __builtin_return_address(0);
+    // It may write as soon as it is asked to.
+    trine_access(shared, 16, true, false, code);
+    fiber->copies->push_back({shared, global, there, fiber->group, code});
     if (!fiber->worker->late_copies) run_copies(fiber, fiber->group + 1);
 }
 extern "C" void trine_copy_async_commit() { self()->group++; }

@@ -61,6 +61,14 @@ KERNEL(test_write, TestArgs, 32) {
     wait_for_previous_kernel();
     if (threadIdx.x == 0) a.out[a.n] = 1;
 }
+KERNEL(test_misaligned, TestArgs, 32) {
+    wait_for_previous_kernel();
+    *reinterpret_cast<uint4*>(a.out) = *reinterpret_cast<const uint4*>(a.in + a.n);
+}
+KERNEL(test_shift, TestArgs, 32) {
+    wait_for_previous_kernel();
+    *reinterpret_cast<u32*>(a.out) = 1u << a.n;
+}
 KERNEL(test_overflow, TestArgs, 32) {
     wait_for_previous_kernel();
     DYNAMIC_SHARED(shared);

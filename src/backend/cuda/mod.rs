@@ -9,17 +9,25 @@
 //! A device's memory and its work belong to one thread at a time.
 
 mod device;
+mod embed;
 mod fuse;
 mod gate_norm_quantize;
 mod inputs;
+mod kv;
 mod launch;
+mod lm_head;
 mod memory;
 mod module;
 mod packed;
+mod paged_attention;
 mod record;
+mod rms_norm;
 mod rms_norm_quantize;
+mod rope_append_kv;
+mod sample;
+mod score;
+mod table;
 mod ternary_matmul;
-mod todo;
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -42,9 +50,10 @@ use crate::tensor::HostTable;
 use crate::ternary::TernaryRows;
 use device::Device;
 use inputs::Inputs;
+use kv::KvCache;
 use launch::Launch;
 use memory::{Owned, Pinned};
-use todo::{KvCache, Table};
+use table::Table;
 
 /// How to run on an NVIDIA GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -397,7 +406,18 @@ impl Backend for Cuda {
 /// Every kernel that the host launches, for tests that compare them with what was compiled.
 pub fn all_kernels() -> Vec<Kernel> {
     let mut kernels = ternary_matmul::kernels();
-    for more in [inputs::KERNELS, rms_norm_quantize::KERNELS, gate_norm_quantize::KERNELS] {
+    for more in [
+        embed::KERNELS,
+        gate_norm_quantize::KERNELS,
+        inputs::KERNELS,
+        lm_head::KERNELS,
+        paged_attention::KERNELS,
+        rms_norm::KERNELS,
+        rms_norm_quantize::KERNELS,
+        rope_append_kv::KERNELS,
+        sample::KERNELS,
+        score::KERNELS,
+    ] {
         kernels.extend(more);
     }
     kernels
