@@ -79,7 +79,8 @@ DEVICE float quantize(const float* row, const float* gain, const TernaryMatmulFu
         float x[AT_ONCE];
 #pragma unroll
         for (u32 i = 0; i < AT_ONCE; i++) {
-            const u32 at = min(base + i * THREADS, a.width - 1);
+            // This thread's own, also where there is no more of the row.
+            const u32 at = base + i * THREADS < a.width ? base + i * THREADS : base;
             x[i] = gain ? normed[at] * inverse * gain[at] : normed[at];
         }
 #pragma unroll
