@@ -8,11 +8,13 @@
 //! with its neighbours: integers are exact, and floats are added in an order that is fixed per row.
 //! A device's memory and its work belong to one thread at a time.
 
+mod bandwidth;
 mod device;
 mod inputs;
 mod launch;
 mod memory;
 mod module;
+mod power;
 mod record;
 mod rms_norm_quantize;
 mod todo;
@@ -23,10 +25,12 @@ use std::time::Instant;
 
 use cudarc::driver::{CudaGraph, result, sys};
 
+pub use bandwidth::{copy_bandwidth, free_memory};
 pub use device::{GpuInfo, choose, gpus};
 pub use launch::Kernel;
 pub use memory::Buffer;
 pub use module::ptx;
+pub use power::{PowerMeter, PowerReading};
 pub use record::Recorder;
 
 use super::ops::check_len;
