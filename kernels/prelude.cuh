@@ -119,6 +119,9 @@ DEVICE void copy_async_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(gr
 
 #endif // TRINE_EMULATOR
 
+// Loads and stores of memory do not move across this, where a compiler would spend registers on it.
+DEVICE void stay_here() { asm volatile("" ::: "memory"); }
+
 DEVICE float bf16_to_float(u16 x) { return __uint_as_float(static_cast<u32>(x) << 16); }
 
 // Bits of the magnitude, whose order is that of magnitudes; infinities and NaN are above the rest.
@@ -234,5 +237,328 @@ struct NormedRow {
             }
         }
         return result;
+    }
+};
+
+// Ternary matrices, as the host packs them (`packed.rs`): rows in pairs of tiles of 8, columns in
+// blocks of 256. A block of a pair is a unit of 1024 bytes, 512 for each tile; lane `4 g + t` has 16
+// of each for row `g`, whose word `j` holds columns `64 j + 16 t .. + 16` of the block: column
+// `4 s + b` of those in bits `8 b + 2 s`, as the code `c = weight + 1`. A product of codes is too
+// large by the sum of the activations, `Σ t·q = Σ c·q − Σ q`, which comes with the activations.
+
+// Columns of a block, and their bytes in a quantised row.
+constexpr u32 TERNARY_BLOCK = 256;
+// Rows of a pair.
+constexpr u32 TERNARY_PAIR = 16;
+// 16-byte vectors of a unit, and of one tile of it.
+constexpr u32 TERNARY_UNIT = 64;
+constexpr u32 TERNARY_TILE = 32;
+// Codes of four neighbours, a byte each; and four times the codes of the next four.
+constexpr u32 CODES = 0x03030303u;
+constexpr u32 CODES_TIMES_4 = 0x0c0c0c0cu;
+
+DEVICE u32 lane_of_warp() { return threadIdx.x % WARP; }
+
+DEVICE u32 word_of(const uint4& v, int j) { return j == 0 ? v.x : j == 1 ? v.y : j == 2 ? v.z : v.w; }
+
+// Products of a pair of tiles with 1 to 4 quantised rows, by dp4a. Of each word the codes of eight
+// columns come out multiplied by 4, which saves two of seven instructions; they have sums of their own.
+template <int ROWS>
+struct TernaryDots {
+    i32 low[2][ROWS];
+    i32 high[2][ROWS];
+
+    DEVICE_METHOD TernaryDots() { clear(); }
+    DEVICE_METHOD void clear() {
+        for (int tile = 0; tile < 2; tile++) {
+            for (int r = 0; r < ROWS; r++) low[tile][r] = high[tile][r] = 0;
+        }
+    }
+    // Where this lane's activations begin in a block of rows that are `stride` bytes apart.
+    DEVICE_METHOD static u32 offset(u32 stride) { return 16 * (lane_of_warp() % 4); }
+
+    // Adds a unit's products; `x` is `offset` into the block's activations.
+    DEVICE_METHOD void add(const uint4 (&weights)[2], const i8* x, u32 stride) {
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+#pragma unroll
+            for (int r = 0; r < ROWS; r++) {
+                const uint4 q = *reinterpret_cast<const uint4*>(x + r * stride + 64 * j);
+#pragma unroll
+                for (int tile = 0; tile < 2; tile++) {
+                    const u32 w = word_of(weights[tile], j);
+                    low[tile][r] = __dp4a(i32(w & CODES), i32(q.x), low[tile][r]);
+                    high[tile][r] = __dp4a(i32(w & CODES_TIMES_4), i32(q.y), high[tile][r]);
+                    low[tile][r] = __dp4a(i32(w >> 4 & CODES), i32(q.z), low[tile][r]);
+                    high[tile][r] = __dp4a(i32(w >> 4 & CODES_TIMES_4), i32(q.w), high[tile][r]);
+                }
+            }
+        }
+    }
+
+    // Adds the sums to `sums[row of the pair][ROWS]` in shared memory, and starts anew.
+    DEVICE_METHOD void flush(i32* sums) {
+        const u32 lane = lane_of_warp();
+#pragma unroll
+        for (int tile = 0; tile < 2; tile++) {
+#pragma unroll
+            for (int r = 0; r < ROWS; r++) {
+                i32 sum = low[tile][r] + (high[tile][r] >> 2);
+                sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+                sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+                if (lane % 4 == 0) atomicAdd(&sums[(8 * tile + lane / 4) * ROWS + r], sum);
+            }
+        }
+        clear();
+    }
+};
+
+// The same by mma, whose eight columns are the rows.
+template <int ROWS>
+struct TernaryTiles {
+    i32 low[4];
+    i32 high[4];
+
+    DEVICE_METHOD TernaryTiles() { clear(); }
+    DEVICE_METHOD void clear() {
+        for (int i = 0; i < 4; i++) low[i] = high[i] = 0;
+    }
+    DEVICE_METHOD static u32 offset(u32 stride) {
+        const u32 lane = lane_of_warp();
+        return (lane / 4 < ROWS ? lane / 4 * stride : 0) + 16 * (lane % 4);
+    }
+
+    DEVICE_METHOD void add(const uint4 (&weights)[2], const i8* x, u32 stride) {
+        const bool there = lane_of_warp() / 4 < ROWS;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            uint4 q = make_uint4(0, 0, 0, 0);
+            if (there) q = *reinterpret_cast<const uint4*>(x + 64 * j);
+            const u32 v = word_of(weights[0], j);
+            const u32 w = word_of(weights[1], j);
+            // Along k the order is free, as long as it is the same for both.
+            const u32 codes[4] = {v & CODES, w & CODES, v >> 4 & CODES, w >> 4 & CODES};
+            const u32 even[2] = {q.x, q.z};
+            mma_s8(low, codes, even);
+            const u32 times_4[4] = {v & CODES_TIMES_4, w & CODES_TIMES_4, v >> 4 & CODES_TIMES_4,
+                w >> 4 & CODES_TIMES_4};
+            const u32 odd[2] = {q.y, q.w};
+            mma_s8(high, times_4, odd);
+        }
+    }
+
+    DEVICE_METHOD void flush(i32* sums) {
+        const u32 g = lane_of_warp() / 4;
+        const u32 t = lane_of_warp() % 4;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const u32 r = 2 * t + i % 2;
+            if (r < ROWS) atomicAdd(&sums[(8 * (i / 2) + g) * ROWS + r], low[i] + (high[i] >> 2));
+        }
+        clear();
+    }
+};
+
+// The units of weights that a warp multiplies, and the first of them, loaded before they are wanted.
+// A block's units lie one after the other; only those from `cut` on lie `jump` units further.
+template <int DEPTH>
+struct TernaryUnits {
+    const uint4* weights;
+    u32 first;
+    u32 last;
+    u32 cut;
+    u64 jump;
+    uint4 ring[DEPTH][2];
+
+    // `units` are those of the block, which its `warps` share evenly.
+    DEVICE_METHOD TernaryUnits(const uint4* block, u32 units, u32 cut, u64 jump, u32 warps)
+        : weights(block + lane_of_warp()), cut(cut), jump(jump) {
+        const u32 warp = threadIdx.x / WARP;
+        first = warp * units / warps;
+        last = (warp + 1) * units / warps;
+#pragma unroll
+        for (int i = 0; i < DEPTH; i++) {
+            if (first + i < last) load(first + i, ring[i]);
+        }
+    }
+    DEVICE_METHOD void load(u32 unit, uint4 (&pair)[2]) const {
+        const uint4* at = weights + (u64(unit) + (unit < cut ? 0 : jump)) * TERNARY_UNIT;
+        pair[0] = load_once(at);
+        pair[1] = load_once(at + TERNARY_TILE);
+    }
+
+    // Adds the units' products to `sums[row][rows of x]` in shared memory. A pair has `blocks`
+    // units; the quantised rows are `stride` bytes apart.
+    template <typename Product>
+    DEVICE_METHOD void multiply(Product product, u32 blocks, const i8* rows, u32 stride, u32 rows_count,
+        i32* sums) {
+        if (first == last) return;
+        const i8* x = rows + Product::offset(stride);
+        u32 block = first % blocks;
+        sums += first / blocks * TERNARY_PAIR * rows_count;
+        for (u32 base = first; base < last; base += DEPTH) {
+#pragma unroll
+            for (int i = 0; i < DEPTH; i++) {
+                const u32 unit = base + i;
+                if (unit < last) {
+                    product.add(ring[i], x + block * TERNARY_BLOCK, stride);
+                    if (unit + DEPTH < last) load(unit + DEPTH, ring[i]);
+                    block++;
+                    if (block == blocks || unit + 1 == last) {
+                        product.flush(sums);
+                        sums += TERNARY_PAIR * rows_count;
+                        block = 0;
+                    }
+                }
+            }
+        }
+    }
+};
+
+// A product as `ops::TernaryMatmul` has it, of the exact sum of weights times activations.
+DEVICE float ternary_product(i32 sum, float quotient) { return static_cast<float>(sum) * quotient; }
+
+// `act(gate) · up` in the order of the CPU's backend; `activation` is one of the host's numbers.
+constexpr u32 RELU2 = 0;
+constexpr u32 SILU = 1;
+DEVICE float times_sigmoid(float x, float y) { return __fdiv_rn(x, 1.0f + exp_exact(0.0f - y)); }
+DEVICE float gated(u32 activation, float gate, float up) {
+    if (activation == RELU2) {
+        const float positive = 0.0f > gate ? 0.0f : gate; // NaN passes
+        return positive * positive * up;
+    }
+    if (activation == SILU) return times_sigmoid(gate, gate) * up;
+    // GELU as x / (1 + e^−2u), which does not cancel; 1.595769 is 2·√(2/π).
+    const float inner = __fmaf_rn(gate * gate * gate, 0.044715f, gate);
+    return times_sigmoid(gate, inner * 1.595769f) * up;
+}
+
+// Sampling: what is done with a row of logits, by one block of `ROW_THREADS` threads.
+
+constexpr int ROW_THREADS = 512;
+// Loads of a thread that are on their way at once.
+constexpr u32 ROW_LOADS = 8;
+
+// As `reduce_block`, over the threads of such a block.
+template <typename T, typename Op>
+DEVICE T reduce_row(T x, Op op) {
+    __shared__ T partial[ROW_THREADS / WARP];
+    x = reduce_warp(x, op);
+    __syncthreads(); // the last reduction's partials have been read
+    if (threadIdx.x % WARP == 0) partial[threadIdx.x / WARP] = x;
+    __syncthreads();
+    x = partial[threadIdx.x % (ROW_THREADS / WARP)];
+    for (int distance = 1; distance < ROW_THREADS / WARP; distance *= 2) {
+        x = op(x, __shfl_xor_sync(0xffffffffu, x, distance));
+    }
+    return x;
+}
+
+// `ops::SampleRow`.
+struct SampleRow {
+    u32 lane;
+    u32 length;
+    u32 prompt;
+    u32 bias_start;
+    u32 bias_count;
+    float temperature;
+    u32 top_k;
+    float top_p;
+    float min_p;
+    float repetition_penalty;
+    float frequency_penalty;
+    float presence_penalty;
+    u32 seed[2];
+    u32 choice;
+    u32 logprobs;
+};
+
+// The largest finite f32. What overflows counts as this, so that no infinity is ever computed with.
+constexpr float MOST_FINITE = 3.4028234e38f;
+// Stands for every logit that is NaN or infinite, above all others.
+constexpr u32 NOT_FINITE = 0xffffffffu;
+
+// A logit as an integer that is higher where the logit is, the same for 0 and −0; those of finite
+// logits lie between 0 and `NOT_FINITE`.
+DEVICE u32 order_of(float x) {
+    const u32 word = __float_as_uint(x);
+    if (magnitude_bits(x) >= INFINITE_BITS) return NOT_FINITE;
+    if (word == 0x80000000u) return 0x80000000u;
+    return word >> 31 ? ~word : word | 0x80000000u;
+}
+DEVICE float value_of_order(u32 order) {
+    return __uint_as_float(order >> 31 ? order & 0x7fffffffu : ~order);
+}
+// NaN becomes the lowest.
+DEVICE float clamped(float x) { return fminf(fmaxf(x, -MOST_FINITE), MOST_FINITE); }
+
+// A logit and its token as one integer: higher where the logit is, or the token lower.
+DEVICE u64 ranked(u32 order, u32 token) { return u64(order) << 32 | static_cast<u32>(~token); }
+DEVICE u32 order_of_ranked(u64 ranked) { return static_cast<u32>(ranked >> 32); }
+DEVICE u32 token_of_ranked(u64 ranked) { return ~static_cast<u32>(ranked); }
+
+// Calls `f(token, logit)` for the tokens of this thread: `t`, `t + 512`, ... in this order.
+template <typename F>
+DEVICE void for_each_token(const float* row, u32 vocabulary, F f) {
+    for (u32 start = threadIdx.x; start < vocabulary; start += ROW_LOADS * ROW_THREADS) {
+        float x[ROW_LOADS];
+#pragma unroll
+        for (u32 n = 0; n < ROW_LOADS; n++) x[n] = row[min(start + n * ROW_THREADS, vocabulary - 1)];
+#pragma unroll
+        for (u32 n = 0; n < ROW_LOADS; n++) {
+            if (start + n * ROW_THREADS < vocabulary) f(start + n * ROW_THREADS, x[n]);
+        }
+    }
+}
+
+// The extremes of a row.
+struct RowBest {
+    // The best token, `ranked`. Its order is `NOT_FINITE` where a logit is not finite.
+    u64 best;
+    // The lowest of the threads' own highest: a floor under the 512 highest logits of a row. The
+    // lowest logit where there are no more than threads.
+    u32 floor;
+    // The lowest logit.
+    u32 lowest;
+
+    DEVICE_METHOD RowBest(const float* row, u32 vocabulary) : best(0) {
+        u32 most = 0;
+        for_each_token(row, vocabulary, [&](u32 token, float x) {
+            const u32 order = order_of(x);
+            const u64 own = ranked(order, token);
+            best = own > best ? own : best;
+            most = ~order > most ? ~order : most;
+        });
+        lowest = ~reduce_row(most, Most());
+        floor = max(lowest, ~reduce_row(~order_of_ranked(best), Most()));
+        best = reduce_row(best, Most());
+    }
+    DEVICE_METHOD bool finite() const { return order_of_ranked(best) != NOT_FINITE; }
+};
+
+// `ln Σ exp(x)` of a row of finite logits. Sums go up in three steps, so that none of them has many
+// terms: pairs and pairs of pairs of 8, these of a thread, and the tree of the threads. The order is
+// that of the row alone.
+struct LogSum {
+    float highest;
+    // `ln Σ exp(x − highest)`.
+    double above;
+
+    DEVICE_METHOD LogSum(const float* row, u32 vocabulary, float highest) : highest(highest) {
+        float sum = 0.0f;
+        for (u32 start = threadIdx.x; start < vocabulary; start += ROW_LOADS * ROW_THREADS) {
+            float x[ROW_LOADS];
+#pragma unroll
+            for (u32 n = 0; n < ROW_LOADS; n++) x[n] = row[min(start + n * ROW_THREADS, vocabulary - 1)];
+#pragma unroll
+            for (u32 n = 0; n < ROW_LOADS; n++) {
+                x[n] = start + n * ROW_THREADS < vocabulary ? exp_exact(x[n] - highest) : 0.0f;
+            }
+            sum += ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]));
+        }
+        above = log(static_cast<double>(reduce_row(sum, Add())));
+    }
+    DEVICE_METHOD float log_probability(float x) const {
+        return static_cast<float>(static_cast<double>(x) - static_cast<double>(highest) - above);
     }
 };

@@ -5,17 +5,13 @@
 mod common;
 mod fixture;
 
-use std::path::Path;
-
+use common::demo::{DemoText, demo_text};
 use common::model::{awkward_models, roomy};
 use common::run::{bits, generate, ids, keep_last, load, part, session, step_logits};
 use common::wgpu::{Opened, opened};
 use common::workload::{greedy, sampled, workload};
-use trine::backend::cpu::{Cpu, CpuOptions};
 use trine::backend::wgpu::{Gpu, GpuOptions, Wgpu, WgpuOptions};
-use trine::backend::{KvType, PAGE_TOKENS};
 use trine::checkpoint;
-use trine::model::activations::Reserve;
 use trine::model::executor::Executor;
 
 /// The fixtures whose activations lie on rounding boundaries on purpose: they ask for IEEE division
@@ -63,35 +59,10 @@ fn it_agrees_with_transformers() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Text of the demo model: the CPU's tokens, up to where its first two logits are so close that a
-/// rounding may turn them over.
+/// Text of the demo model: the CPU's tokens, up to the first near-tie.
 #[test]
 fn the_demo_model_says_what_it_says_on_the_cpu() {
-    const NEAR_TIE: f32 = 0.8;
-    let checkpoint = checkpoint::open(Path::new("models/demo")).expect("opens");
-    let reserve = Reserve {
-        context: 128,
-        sequences: 1,
-        step_tokens: 128,
-        kv_pages: 128 / PAGE_TOKENS,
-        kv_type: KvType::F16,
-    };
-    let cpu = || Cpu::new(CpuOptions::default()).expect("a CPU");
-    let prompt: Vec<u32> = (0..24).map(|i| 40 + i * 17 % 200).collect();
-    let expected = ids(&generate(&mut session(cpu(), &checkpoint, reserve), &prompt, &greedy(64))
-        .expect("generates"));
-    // The margin at each token of the answer.
-    let mut executor = load(cpu(), &checkpoint, reserve);
-    let all: Vec<u32> = prompt.iter().chain(&expected).copied().collect();
-    let pages: Vec<u32> = (0..reserve.kv_pages as u32).collect();
-    let near_tie = (0..expected.len()).find(|&n| {
-        let tokens = &all[..prompt.len() + n];
-        let logits = step_logits(&mut executor, vec![keep_last(part(0, 0, tokens, &pages))]);
-        let mut sorted = logits;
-        sorted.sort_by(|a, b| b.total_cmp(a));
-        sorted[0] - sorted[1] < NEAR_TIE
-    });
-    let sure = near_tie.unwrap_or(expected.len());
+    let DemoText { checkpoint, reserve, prompt, answer: expected, sure } = demo_text();
     for opened in opened() {
         let device = backend(opened, WgpuOptions::default());
         let count = if opened.slow { 6 } else { expected.len() };

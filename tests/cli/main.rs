@@ -2,6 +2,8 @@
 
 mod bench;
 mod chat;
+#[cfg(feature = "cuda")]
+mod cuda;
 #[cfg(feature = "wgpu")]
 mod devices;
 mod refusals;

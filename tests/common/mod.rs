@@ -5,6 +5,9 @@
 #![allow(dead_code, unused_imports, unused_macros)]
 
 pub(crate) mod attention;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
+pub(crate) mod demo;
 pub(crate) mod host;
 pub(crate) mod markov;
 pub(crate) mod model;
@@ -29,10 +32,16 @@ pub(crate) trait Body {
 /// Runs `body` on every backend of this machine. A new backend, or a variant of one, is a line.
 ///
 /// Tests of the whole model pass `slow` adapters by; `wgpu_model.rs` has what they run.
+#[cfg_attr(not(feature = "wgpu"), allow(unused_variables))]
 pub(crate) fn on_every_backend(body: &impl Body, slow: bool) {
     // Its ops are compared with themselves, which shows that the tests' own arithmetic is right.
     named("reference", || body.run(&Reference::new));
     named("toy", || body.run(&toy::Toy::new));
+    #[cfg(feature = "cuda")]
+    for (name, gpu, options) in cuda::backends() {
+        use trine::backend::cuda::Cuda;
+        named(name, || body.run(&|| Cuda::new(gpu.clone(), options).expect("opens")));
+    }
     #[cfg(feature = "wgpu")]
     for (name, gpu, options) in wgpu::backends(slow) {
         named(name, || body.run(&|| trine::backend::wgpu::Wgpu::new(&gpu, options)));

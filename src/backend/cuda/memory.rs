@@ -147,7 +147,7 @@ impl Pinned {
             .call(|| result::event::create(sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING))?;
         let flags = sys::CU_MEMHOSTALLOC_PORTABLE | sys::CU_MEMHOSTALLOC_DEVICEMAP;
         // SAFETY: the memory is not read before it is written, by `bytes_mut` or by a copy.
-        let reserved = device.call(|| unsafe { result::malloc_host(bytes, flags) });
+        let reserved = device.try_call(|| unsafe { result::malloc_host(bytes, flags) });
         match reserved {
             Ok(address) => {
                 let device = Rc::clone(device);
@@ -156,7 +156,8 @@ impl Pinned {
             Err(error) => {
                 // SAFETY: it was just made, and nothing waits for it.
                 let _ = device.try_call(|| unsafe { result::event::destroy(event) });
-                Err(format!("{error} while reserving {bytes} bytes of host memory"))
+                let error = sentence(error);
+                Err(format!("{bytes} bytes of the host's memory could not be pinned: {error}"))
             }
         }
     }

@@ -10,13 +10,23 @@
 
 mod bandwidth;
 mod device;
+mod embed;
+mod fuse;
+mod gate_norm_quantize;
 mod inputs;
 mod launch;
+mod lm_head;
 mod memory;
 mod module;
+mod packed;
 mod power;
 mod record;
+mod rms_norm;
 mod rms_norm_quantize;
+mod sample;
+mod score;
+mod table;
+mod ternary_matmul;
 mod todo;
 
 use std::collections::HashMap;
@@ -30,8 +40,10 @@ pub use device::{GpuInfo, choose, gpus};
 pub use launch::Kernel;
 pub use memory::Buffer;
 pub use module::ptx;
+pub use packed::TernaryMatrix;
 pub use power::{PowerMeter, PowerReading};
 pub use record::Recorder;
+pub use ternary_matmul::MatmulForm;
 
 use super::ops::check_len;
 use super::{Backend, DeviceInfo, Element, KvLayout, RecordStep, Stats, StepKey};
@@ -42,7 +54,8 @@ use device::Device;
 use inputs::Inputs;
 use launch::Launch;
 use memory::{Owned, Pinned};
-use todo::{KvCache, Table, TernaryMatrix};
+use table::Table;
+use todo::KvCache;
 
 /// How to run on an NVIDIA GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,11 +68,13 @@ pub struct CudaOptions {
     /// Let kernels start before those in front of them end (programmatic dependent launch), on GPUs
     /// that can, from compute capability 9.0 on.
     pub overlapped: bool,
+    /// The kernels of ternary products, where the number of rows is not to choose them.
+    pub matmul: Option<MatmulForm>,
 }
 
 impl Default for CudaOptions {
     fn default() -> Self {
-        Self { fused: true, replay: true, overlapped: true }
+        Self { fused: true, replay: true, overlapped: true, matmul: None }
     }
 }
 
@@ -77,6 +92,11 @@ impl CudaOptions {
     /// With or without overlapped launches.
     pub fn overlapped(mut self, overlapped: bool) -> Self {
         self.overlapped = overlapped;
+        self
+    }
+    /// With these kernels for ternary products that are not fused.
+    pub fn matmul(mut self, form: MatmulForm) -> Self {
+        self.matmul = Some(form);
         self
     }
 }
@@ -385,7 +405,20 @@ impl Backend for Cuda {
     }
 }
 
-/// Every kernel.
+/// Every kernel that the host launches, for tests that compare them with what was compiled.
 pub fn all_kernels() -> Vec<Kernel> {
-    [inputs::KERNELS, rms_norm_quantize::KERNELS].concat()
+    let mut kernels = ternary_matmul::kernels();
+    for more in [
+        embed::KERNELS,
+        gate_norm_quantize::KERNELS,
+        inputs::KERNELS,
+        lm_head::KERNELS,
+        rms_norm::KERNELS,
+        rms_norm_quantize::KERNELS,
+        sample::KERNELS,
+        score::KERNELS,
+    ] {
+        kernels.extend(more);
+    }
+    kernels
 }

@@ -32,7 +32,23 @@ macro_rules! artefacts {
     };
 }
 
-static ARTEFACTS: &[Artefact] = artefacts!["rms_norm_quantize", "scatter"];
+static ARTEFACTS: &[Artefact] = artefacts![
+    "embed",
+    "gate_norm_quantize",
+    "lm_head",
+    "lm_head_f32",
+    "lm_head_rows",
+    "rms_norm",
+    "rms_norm_quantize",
+    "sample",
+    "sample_greedy",
+    "scatter",
+    "score",
+    "ternary_matmul",
+    "ternary_matmul_fused",
+    "ternary_matmul_mma",
+    "ternary_matmul_tiled",
+];
 
 /// The PTX of a file of kernels, for tests that compare it with what the host says of them.
 pub fn ptx(file: &str) -> Option<&'static str> {

@@ -3,9 +3,12 @@
 use std::rc::Rc;
 
 use super::Cuda;
+use super::fuse::fuse;
+use super::gate_norm_quantize::Gate;
 use super::launch::Launch;
 use super::memory::Owned;
 use super::rms_norm_quantize::Quantize;
+use super::ternary_matmul::{FusedMatmul, Matmul};
 use crate::backend::ops::{self, Quantized};
 use crate::backend::{Record, StepKey};
 use crate::error::RunError;
@@ -22,6 +25,9 @@ pub(super) enum Op {
     /// Nothing to fuse.
     Launches(Vec<Launch>),
     Quantize(Quantize),
+    Matmul(Matmul),
+    Gate(Gate),
+    FusedMatmul(FusedMatmul),
 }
 
 /// Quantised rows in device memory.
@@ -73,12 +79,18 @@ impl<'r> Recorder<'r> {
 
     /// The launches of all ops.
     pub(super) fn finish(mut self) -> Result<Vec<Launch>, RunError> {
-        let ops = std::mem::take(&mut self.ops);
+        let mut ops = std::mem::take(&mut self.ops);
+        if self.cuda.options.fused {
+            ops = fuse(ops);
+        }
         let mut launches = Vec::new();
         for op in ops {
             match op {
                 Op::Launches(more) => launches.extend(more),
                 Op::Quantize(op) => launches.extend(op.launches()),
+                Op::Matmul(op) => launches.extend(op.launches(self.cuda)),
+                Op::Gate(op) => launches.extend(op.launches(self.cuda)?),
+                Op::FusedMatmul(op) => launches.push(op.launch(self.cuda)),
             }
         }
         Ok(launches)
@@ -86,12 +98,16 @@ impl<'r> Recorder<'r> {
 }
 
 impl Record<Cuda> for Recorder<'_> {
-    fn embed(&mut self, _op: ops::Embed<'_, Cuda>) -> Result<(), RunError> {
-        super::todo::op("embed")
+    fn embed(&mut self, op: ops::Embed<'_, Cuda>) -> Result<(), RunError> {
+        let launches = super::embed::launches(&op)?;
+        self.push(Op::Launches(launches));
+        Ok(())
     }
 
-    fn rms_norm(&mut self, _op: ops::RmsNorm<'_, Cuda>) -> Result<(), RunError> {
-        super::todo::op("rms_norm")
+    fn rms_norm(&mut self, op: ops::RmsNorm<'_, Cuda>) -> Result<(), RunError> {
+        let launches = super::rms_norm::launches(&op)?;
+        self.push(Op::Launches(launches));
+        Ok(())
     }
 
     fn rms_norm_quantize(&mut self, op: ops::RmsNormQuantize<'_, Cuda>) -> Result<(), RunError> {
@@ -100,8 +116,10 @@ impl Record<Cuda> for Recorder<'_> {
         Ok(())
     }
 
-    fn ternary_matmul(&mut self, _op: ops::TernaryMatmul<'_, Cuda>) -> Result<(), RunError> {
-        super::todo::op("ternary_matmul")
+    fn ternary_matmul(&mut self, op: ops::TernaryMatmul<'_, Cuda>) -> Result<(), RunError> {
+        let op = Matmul::new(&op)?;
+        self.push(Op::Matmul(op));
+        Ok(())
     }
 
     fn rope_append_kv(&mut self, _op: ops::RopeAppendKv<'_, Cuda>) -> Result<(), RunError> {
@@ -112,19 +130,27 @@ impl Record<Cuda> for Recorder<'_> {
         super::todo::op("paged_attention")
     }
 
-    fn gate_norm_quantize(&mut self, _op: ops::GateNormQuantize<'_, Cuda>) -> Result<(), RunError> {
-        super::todo::op("gate_norm_quantize")
+    fn gate_norm_quantize(&mut self, op: ops::GateNormQuantize<'_, Cuda>) -> Result<(), RunError> {
+        let op = Gate::new(op)?;
+        self.push(Op::Gate(op));
+        Ok(())
     }
 
-    fn lm_head(&mut self, _op: ops::LmHead<'_, Cuda>) -> Result<(), RunError> {
-        super::todo::op("lm_head")
+    fn lm_head(&mut self, op: ops::LmHead<'_, Cuda>) -> Result<(), RunError> {
+        let launches = super::lm_head::launches(self.cuda, op)?;
+        self.push(Op::Launches(launches));
+        Ok(())
     }
 
-    fn sample(&mut self, _op: ops::Sample<'_, Cuda>) -> Result<(), RunError> {
-        super::todo::op("sample")
+    fn sample(&mut self, op: ops::Sample<'_, Cuda>) -> Result<(), RunError> {
+        let launches = super::sample::launches(self.cuda, &op)?;
+        self.push(Op::Launches(launches));
+        Ok(())
     }
 
-    fn score(&mut self, _op: ops::Score<'_, Cuda>) -> Result<(), RunError> {
-        super::todo::op("score")
+    fn score(&mut self, op: ops::Score<'_, Cuda>) -> Result<(), RunError> {
+        let launches = super::score::launches(&op)?;
+        self.push(Op::Launches(launches));
+        Ok(())
     }
 }

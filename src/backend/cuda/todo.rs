@@ -3,32 +3,12 @@ use std::rc::Rc;
 
 use super::device::Device;
 use crate::backend::KvLayout;
-use crate::error::{LoadError, RunError};
-use crate::tensor::HostTable;
-use crate::ternary::TernaryRows;
+use crate::error::LoadError;
 
-pub struct TernaryMatrix;
-pub struct Table;
 pub struct KvCache;
 
-fn not_yet<T>(what: &str) -> Result<T, LoadError> {
-    Err(LoadError::Device { device: "cuda".into(), reason: format!("{what} is not there yet") })
-}
-impl TernaryMatrix {
-    pub(super) fn new(_: &Rc<Device>, _: &[&dyn TernaryRows]) -> Result<Self, LoadError> {
-        not_yet("pack_ternary")
-    }
-}
-impl Table {
-    pub(super) fn new(_: &Rc<Device>, _: &HostTable) -> Result<Self, LoadError> {
-        not_yet("load_table")
-    }
-}
 impl KvCache {
     pub(super) fn new(_: &Rc<Device>, _: KvLayout) -> Result<Self, LoadError> {
-        not_yet("allocate_kv")
+        Err(LoadError::Device { device: "cuda".into(), reason: "not there yet".into() })
     }
-}
-pub(super) fn op(name: &str) -> Result<(), RunError> {
-    Err(RunError::Device { device: "cuda".into(), doing: name.into(), reason: "not yet".into() })
 }

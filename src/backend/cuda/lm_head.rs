@@ -1,0 +1,216 @@
+//! [`LmHead`]: the norm of the gathered rows, then the product with the table.
+
+use std::rc::Rc;
+
+use super::Cuda;
+use super::launch::{Kernel, Launch, grid};
+use super::memory::Owned;
+use super::rms_norm;
+use super::table::{ROW_BYTES, of_float};
+use crate::backend::ops::{LmHead, RmsNorm, check_len};
+use crate::error::RunError;
+use crate::tensor::FloatType;
+
+const OP: &str = "lm_head";
+
+const ROWS_BF16: Kernel = Kernel::new::<RowsArgs>("lm_head_rows", 256).named("lm_head_rows_bf16");
+const ROWS_F16: Kernel = Kernel::new::<RowsArgs>("lm_head_rows", 256).named("lm_head_rows_f16");
+const F32: Kernel = Kernel::new::<F32Args>("lm_head_f32", 256);
+
+/// A variant of the product, of both types.
+struct Variant {
+    /// Rows of the input, at most.
+    rows: usize,
+    /// Rows of the table that a warp takes at a time.
+    tokens: usize,
+    /// Blocks that run on a multiprocessor at once.
+    resident: usize,
+    /// The most bytes of shared memory, for all of the input or for two chunks of it. Where blocks
+    /// share a multiprocessor, few enough for all of them, on GPUs with the least of it too.
+    shared: usize,
+    bf16: Kernel,
+    f16: Kernel,
+}
+
+impl Variant {
+    const fn new(
+        rows: usize,
+        tokens: usize,
+        resident: usize,
+        shared: usize,
+        names: [&'static str; 2],
+    ) -> Self {
+        let kernel = Kernel::new::<HeadArgs>("lm_head", 256).with_shared(shared);
+        let [bf16, f16] = names;
+        Self { rows, tokens, resident, shared, bf16: kernel.named(bf16), f16: kernel.named(f16) }
+    }
+}
+
+const VARIANTS: [Variant; 4] = [
+    Variant::new(8, 16, 3, 32 << 10, ["lm_head_bf16_8", "lm_head_f16_8"]),
+    Variant::new(16, 16, 3, 32 << 10, ["lm_head_bf16_16", "lm_head_f16_16"]),
+    Variant::new(32, 16, 2, 32 << 10, ["lm_head_bf16_32", "lm_head_f16_32"]),
+    Variant::new(64, 32, 1, 64 << 10, ["lm_head_bf16_64", "lm_head_f16_64"]),
+];
+
+/// Rows of the input that a launch takes.
+const MOST_ROWS: usize = VARIANTS[3].rows;
+
+pub(super) const KERNELS: &[Kernel] = &[
+    ROWS_BF16,
+    ROWS_F16,
+    VARIANTS[0].bf16,
+    VARIANTS[0].f16,
+    VARIANTS[1].bf16,
+    VARIANTS[1].f16,
+    VARIANTS[2].bf16,
+    VARIANTS[2].f16,
+    VARIANTS[3].bf16,
+    VARIANTS[3].f16,
+    F32,
+];
+
+/// Warps of a block.
+const WARPS: usize = 8;
+
+/// `LmHeadRowsArgs` of the kernel.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct RowsArgs {
+    input: u64,
+    gain: u64,
+    gather: u64,
+    normed: u64,
+    parts: u64,
+    factors: u64,
+    width: u32,
+    first: u32,
+    inputs: u32,
+    rows: u32,
+    part_rows: u32,
+    steps: u32,
+    eps: f32,
+    padding: u32,
+}
+
+/// `LmHeadArgs` of the kernel.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct HeadArgs {
+    table: u64,
+    parts: u64,
+    factors: u64,
+    logits: u64,
+    stride: u64,
+    rows: u32,
+    vocabulary: u32,
+    blocks: u32,
+    chunk: u32,
+}
+
+/// `LmHeadF32Args` of the kernel.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct F32Args {
+    table: u64,
+    normed: u64,
+    logits: u64,
+    stride: u64,
+    rows: u32,
+    width: u32,
+    vocabulary: u32,
+    padding: u32,
+}
+
+pub(super) fn launches(cuda: &mut Cuda, op: LmHead<'_, Cuda>) -> Result<Vec<Launch>, RunError> {
+    let LmHead { rows, first, width, vocabulary, batch, input, norm, table, normed, logits } = op;
+    check_len(OP, "logits", rows * vocabulary, logits.len())?;
+    table.check(OP, Some(vocabulary), width)?;
+    let gather = Some(&batch.logit_rows);
+    let norm = RmsNorm { rows, width, input, gather, first, norm, output: normed };
+    rms_norm::check(OP, &norm)?;
+    if rows == 0 || vocabulary == 0 {
+        return rms_norm::launches(&norm);
+    }
+    if table.float == FloatType::F32 {
+        let args = F32Args {
+            table: table.memory.address(),
+            normed: norm.output.memory().address(),
+            logits: logits.memory().address(),
+            stride: table.stride() as u64,
+            rows: rows as u32,
+            width: width as u32,
+            vocabulary: vocabulary as u32,
+            padding: 0,
+        };
+        let memory = [&table.memory, norm.output.memory(), logits.memory()];
+        let mut launches = rms_norm::launches(&norm)?;
+        launches.push(Launch::new(F32, grid(vocabulary.div_ceil(WARPS)), &args, &memory));
+        return Ok(launches);
+    }
+    let blocks = table.stride() / ROW_BYTES;
+    // Both parts of the rows of a launch, 2 bytes each.
+    let bytes = MOST_ROWS.min(rows.next_multiple_of(16)) * blocks * ROW_BYTES * 2;
+    let parts = cuda.scratch("the parts of rows for the output head", bytes as u64)?;
+    let factors = cuda.scratch("the factors of logits", 4 * MOST_ROWS as u64)?;
+    let multiprocessors = cuda.gpu().multiprocessors.max(1);
+    let mut launches = Vec::new();
+    for start in (0..rows).step_by(MOST_ROWS) {
+        let count = MOST_ROWS.min(rows - start);
+        let variant = VARIANTS.iter().find(|variant| count <= variant.rows).unwrap_or(&VARIANTS[3]);
+        let part_rows = if count <= 8 { count } else { variant.rows };
+        let args = RowsArgs {
+            input: norm.input.memory().address(),
+            gain: norm.norm.gain.memory().address(),
+            gather: batch.logit_rows.memory().address(),
+            normed: norm.output.memory().address() + 4 * (start * width) as u64,
+            parts: parts.address(),
+            factors: factors.address(),
+            width: width as u32,
+            first: (first + start) as u32,
+            inputs: (norm.input.len() / width.max(1)) as u32,
+            rows: count as u32,
+            part_rows: part_rows as u32,
+            steps: (4 * blocks) as u32,
+            eps: norm.norm.eps,
+            padding: 0,
+        };
+        let memory: [&Rc<Owned>; 6] = [
+            norm.input.memory(),
+            norm.norm.gain.memory(),
+            batch.logit_rows.memory(),
+            norm.output.memory(),
+            &parts,
+            &factors,
+        ];
+        let kernel = of_float(table.float, ROWS_BF16, ROWS_F16, ROWS_BF16);
+        launches.push(Launch::new(kernel, grid(part_rows), &args, &memory));
+
+        // All of the input, or two chunks of whole blocks.
+        let block = part_rows * 512;
+        let (chunk, shared) = if blocks * block <= variant.shared {
+            (blocks, blocks * block)
+        } else {
+            let chunk = variant.shared / (2 * block);
+            (chunk, 2 * chunk * block)
+        };
+        let args = HeadArgs {
+            table: table.memory.address(),
+            parts: parts.address(),
+            factors: factors.address(),
+            logits: logits.memory().address() + 4 * (start * vocabulary) as u64,
+            stride: table.stride() as u64,
+            rows: count as u32,
+            vocabulary: vocabulary as u32,
+            blocks: blocks as u32,
+            chunk: chunk as u32,
+        };
+        let memory = [&table.memory, &parts, &factors, logits.memory()];
+        // Blocks stay for as many tiles as there are, so that their loads never run dry.
+        let wanted = vocabulary.div_ceil(variant.tokens * WARPS);
+        let grid = grid(wanted.min(variant.resident * multiprocessors));
+        let kernel = of_float(table.float, variant.bf16, variant.f16, variant.bf16);
+        launches.push(Launch::new(kernel, grid, &args, &memory).shared(shared));
+    }
+    Ok(launches)
+}

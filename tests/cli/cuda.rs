@@ -1,0 +1,87 @@
+//! `--device cuda` on drivers and GPUs of every kind, by way of the emulated driver, which plays
+//! what the environment asks for. Without it there is nothing to test but a machine without CUDA.
+
+use super::run::{Ran, command, parsed};
+
+/// The program with these arguments, on the driver that `environment` describes.
+fn on(environment: &[(&str, &str)], args: &str) -> Ran {
+    let output = command()
+        .args(args.split_whitespace())
+        .envs(environment.iter().copied())
+        .stdin(std::process::Stdio::null())
+        .output()
+        .unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Ran { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+/// Whether the driver on this machine is the emulated one.
+fn is_emulated() -> bool {
+    let devices = parsed(&on(&[], "devices --json").good());
+    let emulated = (devices.as_array().unwrap().iter())
+        .any(|device| device["name"] == "cuda:0" && device["gpu"]["software"] == true);
+    let required = std::env::var_os("TRINE_REQUIRE_CUDA").is_some();
+    let real = devices.as_array().unwrap().iter().any(|device| device["name"] == "cuda:0");
+    assert!(emulated || real || !required, "no CUDA device is here: {devices}");
+    emulated
+}
+
+const GENERATE: &str = "generate --device cuda --max-tokens 4 --seed 1 hello";
+
+#[test]
+fn a_driver_or_gpu_that_cannot_is_refused_with_the_reason() {
+    if !is_emulated() {
+        return;
+    }
+    for (name, value, parts) in [
+        ("TRINE_EMULATOR_DEVICES", "0", ["cuda:0", "the NVIDIA driver sees no GPU"]),
+        ("TRINE_EMULATOR_DRIVER", "11080", ["CUDA 11.8", "update the driver"]),
+        ("TRINE_EMULATOR_CC", "7.5", ["compute capability 7.5", "8.0 or newer"]),
+        ("TRINE_EMULATOR_MEMORY", "1000000", ["cuda:0", "needs"]),
+    ] {
+        on(&[(name, value)], GENERATE).refused(&parts);
+        // In a list it is a line with the reason, and other devices are as they were.
+        let devices = on(&[(name, value)], "devices --json").good();
+        assert!(devices.contains("\"cpu\""), "{devices}");
+    }
+    on(&[], "generate --device cuda:3 hello").refused(&["cuda:3", "there is one GPU"]);
+    let two = [("TRINE_EMULATOR_DEVICES", "2")];
+    on(&two, "generate --device cuda:2 hello").refused(&["there are 2 GPUs", "cuda:1"]);
+}
+
+#[test]
+fn a_machine_without_a_driver_says_so() {
+    // Nothing is found where the emulated driver is not on the path, unless there is a real one.
+    let ran = on(&[("LD_LIBRARY_PATH", "")], GENERATE);
+    if ran.code != Some(0) {
+        ran.refused(&["cuda:0", "no NVIDIA driver"]);
+        let devices = parsed(&on(&[("LD_LIBRARY_PATH", "")], "devices --json").good());
+        assert_eq!(devices[0]["name"], "cuda");
+        assert_eq!(devices[0]["available"], false);
+    }
+}
+
+#[test]
+fn a_fault_while_running_is_a_sentence() {
+    if !is_emulated() {
+        return;
+    }
+    let ran = on(&[("TRINE_EMULATOR_FAIL_LAUNCH", "700")], GENERATE);
+    assert_ne!(ran.code, Some(0), "{ran:?}");
+    ran.sentence(&["cuda:0", "illegal"]);
+}
+
+#[test]
+fn every_generation_of_gpu_gives_the_same_text() {
+    if !is_emulated() {
+        return;
+    }
+    // Machine code for 8.x and 9.0; the driver compiles PTX for what came later.
+    let expected = on(&[("TRINE_EMULATOR_CC", "9.0")], GENERATE).good();
+    for capability in ["8.0", "8.9", "12.0"] {
+        assert_eq!(on(&[("TRINE_EMULATOR_CC", capability)], GENERATE).good(), expected);
+    }
+    let two = [("TRINE_EMULATOR_DEVICES", "2")];
+    let second = GENERATE.replace("cuda", "cuda:1");
+    assert_eq!(on(&two, &second).good(), expected);
+}

@@ -1,0 +1,604 @@
+// Fibers, their barriers, and the order in which they run.
+//
+// A thread runs until it waits. Which one is next is drawn anew for each block and after each
+// barrier (from `TRINE_EMULATOR_SEED`, the kernel's name and the block's number), and the first in
+// that order runs as far as it can get: a warp gets ahead of the others by as much as the barriers
+// allow, which is where a missing barrier shows.
+#include "fibers.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__)
+#define FAST_SWITCH 1
+#else
+#include <ucontext.h>
+#endif
+
+namespace {
+
+constexpr int MOST_THREADS = 1024;
+constexpr size_t PAGE = 4096;
+// Shared memory of a block at most, on any GPU.
+constexpr size_t MOST_SHARED = 228 * 1024;
+
+std::map<std::string, const TrineKernel*>& kernels() {
+    static std::map<std::string, const TrineKernel*> all;
+    return all;
+}
+
+enum State : uint8_t { READY, AT_BARRIER, AT_WARP, RETURNED };
+
+struct Copy {
+    void* shared;
+    const void* global;
+    bool there;
+    unsigned group;
+};
+
+struct Worker;
+
+// Lies at the foot of a fiber's memory; the stack comes down from the top towards it, with a page
+// between the two that faults.
+struct Fiber : TrineThread {
+    Worker* worker;
+    int number;
+    State state;
+    bool waited_for_previous;
+    // What it waits at.
+    const char* name;
+    const char* file;
+    int line;
+    unsigned mask;
+    void* lane;
+    TrineFinish finish;
+    // Asynchronous copies under way, and the number of the group that is being filled.
+    std::vector<Copy>* copies;
+    unsigned group;
+#if FAST_SWITCH
+    void* stack;
+#else
+    ucontext_t context;
+#endif
+};
+
+struct Job {
+    const TrineKernel* kernel;
+    const void* argument;
+    dim3 grid, block;
+    size_t shared;
+    uint64_t blocks;
+    std::atomic<uint64_t> next{0};
+    std::atomic<bool> failed{false};
+    std::mutex lock;
+    Outcome outcome;
+};
+
+uint64_t mix(uint64_t x) { // SplitMix64
+    x += 0x9e3779b97f4a7c15ull;
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9ull;
+    x = (x ^ x >> 27) * 0x94d049bb133111ebull;
+    return x ^ x >> 31;
+}
+uint64_t seed() {
+    static const uint64_t value = [] {
+        const char* text = getenv("TRINE_EMULATOR_SEED");
+        return text ? strtoull(text, nullptr, 0) : 1ull;
+    }();
+    return value;
+}
+
+struct Worker {
+    std::vector<Fiber*> fibers;
+    unsigned char* shared = nullptr; // its end is a page that faults
+    TrineBlock block;
+    Job* job = nullptr;
+    Fiber* running = nullptr;
+    bool failed = false;
+    int count = 0, alive = 0, at_barrier = 0;
+    // Threads in the order in which they are to run, the ready ones among them by this order.
+    uint16_t order[MOST_THREADS], rank[MOST_THREADS];
+    uint64_t ready[MOST_THREADS / 64];
+    unsigned waiting[MOST_THREADS / 32]; // lanes of a warp that wait for others of it
+    uint64_t random = 0;
+    bool late_copies = false;
+#if FAST_SWITCH
+    void* stack = nullptr;
+#else
+    ucontext_t context;
+#endif
+
+    Worker();
+    Fiber* fiber(int number);
+    void draw_order();
+    void set_ready(int number) { ready[rank[number] / 64] |= 1ull << rank[number] % 64; }
+    void run_block(uint64_t number);
+    void fail(Result result, const std::string& text);
+    std::string stuck(const char* what) const;
+};
+
+#if FAST_SWITCH
+extern "C" void trine_switch(void** save, void* load);
+// What a called function must preserve goes on the stack; the two stack pointers are exchanged.
+__asm__(
+    ".text\n.p2align 4\n.globl trine_switch\n.hidden trine_switch\n.type trine_switch,@function\n"
+    "trine_switch:\n"
+    "    pushq %rbp\n    pushq %rbx\n    pushq %r12\n    pushq %r13\n    pushq %r14\n    pushq %r15\n"
+    "    movq %rsp, (%rdi)\n    movq %rsi, %rsp\n"
+    "    popq %r15\n    popq %r14\n    popq %r13\n    popq %r12\n    popq %rbx\n    popq %rbp\n"
+    "    ret\n.size trine_switch, . - trine_switch\n");
+#endif
+
+Fiber* self() { return static_cast<Fiber*>(const_cast<TrineThread*>(trine_self())); }
+
+// Back to the worker, until it resumes this fiber.
+__attribute__((noinline)) void leave(Fiber* fiber) {
+#if FAST_SWITCH
+    trine_switch(&fiber->stack, fiber->worker->stack);
+#else
+    swapcontext(&fiber->context, &fiber->worker->context);
+#endif
+}
+void resume(Worker* worker, Fiber* fiber) {
+#if FAST_SWITCH
+    trine_switch(&worker->stack, fiber->stack);
+#else
+    swapcontext(&worker->context, &fiber->context);
+#endif
+}
+
+void run_copies(Fiber* fiber, unsigned below) {
+    auto& copies = *fiber->copies;
+    size_t done = 0;
+    for (; done < copies.size() && copies[done].group < below; done++) {
+        const Copy& copy = copies[done];
+        if (copy.there) memcpy(copy.shared, copy.global, 16);
+        else memset(copy.shared, 0, 16);
+    }
+    copies.erase(copies.begin(), copies.begin() + static_cast<ptrdiff_t>(done));
+}
+
+void fiber_main() {
+    Fiber* fiber = self();
+    fiber->worker->job->kernel->call(fiber->worker->job->argument);
+    run_copies(fiber, ~0u);
+    if (!fiber->waited_for_previous) {
+        fiber->worker->fail(LAUNCH_FAILED, "a thread returned without wait_for_previous_kernel()");
+    }
+    fiber->state = RETURNED;
+    fiber->worker->alive--;
+    leave(fiber);
+    abort();
+}
+
+// Makes the fiber begin at `fiber_main` when it is resumed.
+void begin(Fiber* fiber) {
+#if FAST_SWITCH
+    void** top = reinterpret_cast<void**>(reinterpret_cast<char*>(fiber) + TRINE_FIBER_BYTES);
+    // Six registers, where to return to, and a word so that the stack is aligned as after a call.
+    *--top = nullptr;
+    *--top = reinterpret_cast<void*>(fiber_main);
+    top -= 6;
+    memset(top, 0, 6 * sizeof(void*));
+    fiber->stack = top;
+#else
+    getcontext(&fiber->context);
+    fiber->context.uc_stack.ss_sp = reinterpret_cast<char*>(fiber) + 2 * PAGE;
+    fiber->context.uc_stack.ss_size = TRINE_FIBER_BYTES - 2 * PAGE;
+    fiber->context.uc_link = nullptr;
+    makecontext(&fiber->context, fiber_main, 0);
+#endif
+}
+
+void* reserve(size_t bytes) {
+    void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) {
+        perror("CUDA emulator: no memory for a stack");
+        abort();
+    }
+    return p;
+}
+
+// The worker that runs on this thread, if it is inside a block.
+thread_local Worker* current = nullptr;
+
+// --- faults of the processor inside a kernel become results of the launch
+
+#if FAST_SWITCH
+struct sigaction former[2];
+
+void fault_of_kernel() {
+    Fiber* fiber = current->running;
+    fiber->state = RETURNED;
+    leave(fiber);
+    abort();
+}
+
+void on_fault(int signal, siginfo_t* info, void* context) {
+    Worker* worker = current;
+    if (!worker || !worker->running) {
+        const struct sigaction& old = former[signal == SIGBUS];
+        if (old.sa_flags & SA_SIGINFO && old.sa_sigaction) old.sa_sigaction(signal, info, context);
+        else if (old.sa_handler != SIG_DFL && old.sa_handler != SIG_IGN) old.sa_handler(signal);
+        else {
+            // The instruction runs again, and the signal ends the process.
+            ::signal(signal, SIG_DFL);
+        }
+        return;
+    }
+    // A fault is synchronous, in the kernel's own code, so no lock is held.
+    const size_t at = reinterpret_cast<size_t>(info->si_addr), foot = reinterpret_cast<size_t>(worker->running);
+    char text[160];
+    if (at >= foot && at < foot + 2 * PAGE) snprintf(text, sizeof text, "a thread's stack overflowed");
+    else if (info->si_code == SI_KERNEL) snprintf(text, sizeof text, "illegal access to a misaligned or impossible address");
+    else snprintf(text, sizeof text, "illegal access to address %p", info->si_addr);
+    worker->fail(ILLEGAL_ADDRESS, text);
+    // Goes on in `fault_of_kernel`, on the fiber's stack.
+    ucontext_t* machine = static_cast<ucontext_t*>(context);
+    machine->uc_mcontext.gregs[REG_RIP] = static_cast<greg_t>(reinterpret_cast<size_t>(fault_of_kernel));
+    machine->uc_mcontext.gregs[REG_RSP] = static_cast<greg_t>(foot + TRINE_FIBER_BYTES - 8);
+}
+#endif
+
+void watch_faults() {
+#if FAST_SWITCH
+    static std::once_flag once;
+    std::call_once(once, [] {
+        struct sigaction action = {};
+        action.sa_sigaction = on_fault;
+        action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+        sigaction(SIGSEGV, &action, &former[0]);
+        sigaction(SIGBUS, &action, &former[1]);
+    });
+    // A stack for the handler, since the fault may be an overflow of the fiber's.
+    static thread_local bool there = false;
+    if (there) return;
+    there = true;
+    stack_t stack = {};
+    sigaltstack(nullptr, &stack);
+    if (stack.ss_flags & SS_DISABLE) {
+        stack.ss_sp = reserve(64 * 1024);
+        stack.ss_size = 64 * 1024;
+        stack.ss_flags = 0;
+        sigaltstack(&stack, nullptr);
+    }
+#endif
+}
+
+Worker::Worker() {
+    unsigned char* memory = static_cast<unsigned char*>(reserve(MOST_SHARED + PAGE));
+    mprotect(memory + MOST_SHARED, PAGE, PROT_NONE);
+    shared = memory + MOST_SHARED;
+}
+
+Fiber* Worker::fiber(int number) {
+    while (fibers.size() <= static_cast<size_t>(number)) {
+        // Aligned by reserving twice as much.
+        char* memory = static_cast<char*>(reserve(2 * TRINE_FIBER_BYTES));
+        const size_t skip = -reinterpret_cast<size_t>(memory) & (TRINE_FIBER_BYTES - 1);
+        if (skip) munmap(memory, skip);
+        munmap(memory + skip + TRINE_FIBER_BYTES, TRINE_FIBER_BYTES - skip);
+        memory += skip;
+        mprotect(memory + PAGE, PAGE, PROT_NONE);
+        static_assert(sizeof(Fiber) <= PAGE, "a fiber's head fits a page");
+        Fiber* fiber = new (memory) Fiber();
+        fiber->worker = this;
+        fiber->number = static_cast<int>(fibers.size());
+        fiber->block = &block;
+        fiber->copies = new std::vector<Copy>();
+        fibers.push_back(fiber);
+    }
+    return fibers[static_cast<size_t>(number)];
+}
+
+void Worker::draw_order() {
+    auto next = [&] { return random = mix(random); };
+    int warps[MOST_THREADS / 32];
+    const int n = (count + 31) / 32;
+    for (int i = 0; i < n; i++) warps[i] = i;
+    for (int i = n; i > 1; i--) std::swap(warps[i - 1], warps[next() % static_cast<uint64_t>(i)]);
+    int place = 0;
+    for (int i = 0; i < n; i++) {
+        // Lanes in steps of an odd number, so that each comes once.
+        const unsigned bits = static_cast<unsigned>(next());
+        const unsigned step = bits << 1 | 1, start = bits >> 8;
+        for (unsigned l = 0; l < 32; l++) {
+            const int number = warps[i] * 32 + static_cast<int>((l * step + start) & 31);
+            if (number >= count) continue;
+            order[place] = static_cast<uint16_t>(number);
+            rank[number] = static_cast<uint16_t>(place++);
+        }
+    }
+}
+
+std::string index(const uint3& i) {
+    return "(" + std::to_string(i.x) + ", " + std::to_string(i.y) + ", " + std::to_string(i.z) + ")";
+}
+
+void Worker::fail(Result result, const std::string& text) {
+    failed = true;
+    job->failed = true;
+    std::string where = "kernel " + std::string(job->kernel->name) + ", block " + index(block.index);
+    if (running) where += ", thread " + index(running->index);
+    std::lock_guard<std::mutex> hold(job->lock);
+    if (job->outcome.result == SUCCESS) job->outcome = {result, where + ": " + text};
+}
+
+// Who waits where, when nobody can go on.
+std::string Worker::stuck(const char* what) const {
+    std::map<std::string, std::pair<int, int>> places; // count, first thread
+    for (int i = 0; i < count; i++) {
+        const Fiber& f = *fibers[static_cast<size_t>(i)];
+        char text[200];
+        if (f.state == RETURNED) snprintf(text, sizeof text, "returned");
+        else if (f.state == AT_BARRIER) snprintf(text, sizeof text, "at __syncthreads (%s:%d)", f.file, f.line);
+        else snprintf(text, sizeof text, "at %s with mask %08x", f.name, f.mask);
+        auto& place = places.emplace(text, std::make_pair(0, i)).first->second;
+        place.first++;
+    }
+    std::string result = what;
+    const char* between = " ";
+    for (const auto& [text, place] : places) {
+        result += between + std::to_string(place.first) + " threads " + text + " (the first is " +
+            std::to_string(place.second) + ")";
+        between = ", ";
+    }
+    return result;
+}
+
+void Worker::run_block(uint64_t number) {
+    const dim3 grid = job->grid, size = job->block;
+    block.index = {static_cast<unsigned>(number % grid.x), static_cast<unsigned>(number / grid.x % grid.y),
+        static_cast<unsigned>(number / grid.x / grid.y)};
+    block.size = size;
+    block.grid = grid;
+    // Ends where the page begins that faults.
+    block.shared = shared - (job->shared + 15) / 16 * 16;
+    memset(block.shared, 0xcd, static_cast<size_t>(shared - block.shared));
+    count = static_cast<int>(size.x * size.y * size.z);
+    alive = count;
+    at_barrier = 0;
+    failed = false;
+    random = mix(seed() + number);
+    for (const char* c = job->kernel->name; *c; c++) random = mix(random + static_cast<unsigned char>(*c));
+    late_copies = random >> 40 & 1;
+    memset(ready, 0, sizeof ready);
+    memset(waiting, 0, sizeof waiting);
+    draw_order();
+    for (int i = 0; i < count; i++) {
+        Fiber* f = fiber(i);
+        const unsigned n = static_cast<unsigned>(i);
+        f->index = {n % size.x, n / size.x % size.y, n / size.x / size.y};
+        f->state = READY;
+        f->waited_for_previous = false;
+        f->copies->clear();
+        f->group = 0;
+        begin(f);
+        set_ready(i);
+    }
+    const int words = (count + 63) / 64;
+    while (!failed && alive) {
+        int word = 0;
+        while (word < words && !ready[word]) word++;
+        if (word == words) {
+            fail(LAUNCH_FAILED, stuck("deadlock:"));
+            break;
+        }
+        const int bit = __builtin_ctzll(ready[word]);
+        ready[word] &= ready[word] - 1;
+        running = fibers[order[word * 64 + bit]];
+        resume(this, running);
+        running = nullptr;
+    }
+}
+
+// --- workers
+
+struct Pool {
+    std::mutex lock;
+    std::condition_variable come;
+    std::deque<std::shared_ptr<Job>> jobs;
+    std::vector<Worker*> idle;
+    unsigned helpers = 0;
+
+    Worker* take() {
+        std::lock_guard<std::mutex> hold(lock);
+        if (idle.empty()) return new Worker();
+        Worker* worker = idle.back();
+        idle.pop_back();
+        return worker;
+    }
+    void give(Worker* worker) {
+        std::lock_guard<std::mutex> hold(lock);
+        idle.push_back(worker);
+    }
+};
+
+Pool& pool();
+
+void work(Job& job) {
+    watch_faults();
+    Worker* worker = pool().take();
+    worker->job = &job;
+    current = worker;
+    while (!job.failed) {
+        const uint64_t number = job.next.fetch_add(1);
+        if (number >= job.blocks) break;
+        worker->run_block(number);
+    }
+    current = nullptr;
+    pool().give(worker);
+}
+
+// Never destroyed: its threads run until the process ends.
+Pool& pool() {
+    static Pool* const the = [] {
+        Pool* pool = new Pool();
+        const char* text = getenv("TRINE_EMULATOR_WORKERS");
+        const unsigned cores = std::max(1u, std::thread::hardware_concurrency());
+        pool->helpers = (text ? std::max(1, atoi(text)) : std::min(2u, cores)) - 1;
+        return pool;
+    }();
+    return *the;
+}
+
+// A job with the number of those that work on it.
+struct Shared : Job {
+    unsigned at_work = 0;
+    std::condition_variable left;
+};
+
+void help() {
+    Pool& all = pool();
+    std::unique_lock<std::mutex> hold(all.lock);
+    for (;;) {
+        all.come.wait(hold, [&] { return !all.jobs.empty(); });
+        auto job = std::static_pointer_cast<Shared>(all.jobs.front());
+        all.jobs.pop_front();
+        job->at_work++;
+        hold.unlock();
+        work(*job);
+        hold.lock();
+        job->at_work--;
+        job->left.notify_all();
+    }
+}
+
+} // namespace
+
+extern "C" void trine_register(TrineKernel* kernel) {
+    auto [at, added] = kernels().emplace(kernel->name, kernel);
+    if (!added) {
+        fprintf(stderr, "CUDA emulator: two kernels are called %s\n", kernel->name);
+        abort();
+    }
+}
+
+const TrineKernel* find_kernel(const std::string& name) {
+    auto at = kernels().find(name);
+    return at == kernels().end() ? nullptr : at->second;
+}
+
+extern "C" void trine_barrier(const char* file, int line) {
+    Fiber* fiber = self();
+    Worker* worker = fiber->worker;
+    fiber->state = AT_BARRIER;
+    fiber->file = file;
+    fiber->line = line;
+    // All threads of the block, at one place: what the hardware does with others depends on it.
+    if (++worker->at_barrier == worker->count) {
+        worker->at_barrier = 0;
+        for (int i = 0; i < worker->count; i++) {
+            Fiber& other = *worker->fibers[static_cast<size_t>(i)];
+            if (other.line != line || strcmp(other.file, file) != 0) {
+                worker->fail(LAUNCH_FAILED, worker->stuck("divergent barrier:"));
+                leave(fiber);
+            }
+        }
+        worker->draw_order();
+        for (int i = 0; i < worker->count; i++) {
+            worker->fibers[static_cast<size_t>(i)]->state = READY;
+            worker->set_ready(i);
+        }
+    }
+    leave(fiber);
+}
+
+extern "C" void trine_warp(const char* name, unsigned mask, void* lane, TrineFinish finish) {
+    Fiber* fiber = self();
+    Worker* worker = fiber->worker;
+    const int warp = fiber->number / 32;
+    const unsigned me = 1u << fiber->number % 32;
+    fiber->state = AT_WARP;
+    fiber->name = name;
+    fiber->mask = mask;
+    fiber->lane = lane;
+    fiber->finish = finish;
+    if (!(mask & me)) {
+        worker->fail(LAUNCH_FAILED, std::string(name) + " with a mask that lacks the lane itself");
+        leave(fiber);
+    }
+    unsigned& waiting = worker->waiting[warp];
+    waiting |= me;
+    if ((waiting & mask) == mask) {
+        Fiber** lanes = &worker->fibers[static_cast<size_t>(warp) * 32];
+        void* brought[32] = {};
+        bool same = true;
+        for (int i = 0; i < 32; i++) {
+            if (!(mask >> i & 1)) continue;
+            same = same && lanes[i]->mask == mask && lanes[i]->name == name && lanes[i]->finish == finish;
+            brought[i] = lanes[i]->lane;
+        }
+        if (same) {
+            finish(brought, mask);
+            waiting &= ~mask;
+            for (int i = 0; i < 32; i++) {
+                if (!(mask >> i & 1)) continue;
+                lanes[i]->state = READY;
+                if (lanes[i] != fiber) worker->set_ready(warp * 32 + i);
+            }
+            return;
+        }
+    }
+    leave(fiber);
+}
+
+extern "C" void trine_wait_for_previous_kernel() { self()->waited_for_previous = true; }
+
+// A copy may arrive at once or as late as the wait for it; which, is drawn for each block.
+extern "C" void trine_copy_async(void* shared, const void* global, bool there) {
+    Fiber* fiber = self();
+    if (reinterpret_cast<size_t>(shared) % 16 || reinterpret_cast<size_t>(global) % 16) {
+        fiber->worker->fail(MISALIGNED_ADDRESS, "copy_async of an address that is not a multiple of 16");
+        leave(fiber);
+    }
+    fiber->copies->push_back({shared, global, there, fiber->group});
+    if (!fiber->worker->late_copies) run_copies(fiber, fiber->group + 1);
+}
+extern "C" void trine_copy_async_commit() { self()->group++; }
+extern "C" void trine_copy_async_wait(int groups) {
+    Fiber* fiber = self();
+    const unsigned kept = static_cast<unsigned>(groups);
+    // A copy that is in no group yet is not waited for.
+    run_copies(fiber, fiber->group > kept ? fiber->group - kept : 0);
+}
+
+Outcome run_grid(const TrineKernel& kernel, const void* argument, dim3 grid, dim3 block, size_t shared) {
+    auto job = std::make_shared<Shared>();
+    job->kernel = &kernel;
+    job->argument = argument;
+    job->grid = grid;
+    job->block = block;
+    job->shared = shared;
+    job->blocks = static_cast<uint64_t>(grid.x) * grid.y * grid.z;
+    Pool& all = pool();
+    if (all.helpers && job->blocks > 1) {
+        static std::once_flag once;
+        std::call_once(once, [&] {
+            for (unsigned i = 0; i < all.helpers; i++) std::thread(help).detach();
+        });
+        std::lock_guard<std::mutex> hold(all.lock);
+        for (unsigned i = 0; i < all.helpers && i + 1 < job->blocks; i++) all.jobs.push_back(job);
+        all.come.notify_all();
+    }
+    work(*job);
+    std::unique_lock<std::mutex> hold(all.lock);
+    // Whoever has not come yet need not.
+    all.jobs.erase(std::remove_if(all.jobs.begin(), all.jobs.end(),
+        [&](const std::shared_ptr<Job>& other) { return other == job; }), all.jobs.end());
+    job->left.wait(hold, [&] { return job->at_work == 0; });
+    return job->outcome;
+}

@@ -1,0 +1,64 @@
+//! The whole model on CUDA: what transformers computes, the CPU's text, and the same bits however a
+//! step is enqueued.
+#![cfg(feature = "cuda")]
+
+mod common;
+mod fixture;
+
+use common::cuda::open;
+use common::demo::{DemoText, demo_text};
+use common::model::{awkward_models, roomy};
+use common::run::{generate, ids, session};
+use common::workload::{greedy, workload};
+use trine::backend::cuda::CudaOptions;
+use trine::checkpoint;
+use trine::model::executor::Executor;
+
+#[test]
+fn it_agrees_with_transformers() {
+    let mut wrong = Vec::new();
+    for name in fixture::NAMES {
+        let Some(device) = open(CudaOptions::default()) else { return };
+        let fixture = fixture::load(name);
+        let checkpoint = checkpoint::open(&fixture.folder).expect("opens");
+        let mut executor = Executor::load(device, &checkpoint, fixture::reserve(), &mut |_, _| {})
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        for case in &fixture.cases {
+            let output = fixture::run(&mut executor, case)
+                .unwrap_or_else(|error| panic!("{name} {}: {error}", case.name));
+            let failures = fixture::failures(case, &output);
+            wrong.extend(failures.iter().map(|failure| format!("{name} {}: {failure}", case.name)));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Text of the demo model: the CPU's tokens, up to the first near-tie.
+#[test]
+fn the_demo_model_says_what_it_says_on_the_cpu() {
+    let Some(device) = open(CudaOptions::default()) else { return };
+    let DemoText { checkpoint, reserve, prompt, answer: expected, sure } = demo_text();
+    let answer = generate(&mut session(device, &checkpoint, reserve), &prompt, &greedy(64));
+    let found = ids(&answer.expect("generates"));
+    let equal = expected.iter().zip(&found).take_while(|(a, b)| a == b).count();
+    eprintln!("{equal} of {} tokens equal, near-tie at {sure}", expected.len());
+    assert!(equal >= sure, "{equal} tokens, expected {sure}");
+}
+
+/// Fused or not, a graph or launches, overlapped or not: the same answers.
+#[test]
+fn how_a_step_is_enqueued_changes_nothing() {
+    for model in awkward_models() {
+        let run = |options| open(options).map(|cuda| workload(&mut session(cuda, &model, roomy())));
+        let plain = CudaOptions::default().fused(false).replay(false).overlapped(false);
+        let Some(expected) = run(plain) else { return };
+        for options in [
+            CudaOptions::default(),
+            CudaOptions::default().replay(false),
+            CudaOptions::default().fused(false),
+            CudaOptions::default().overlapped(false),
+        ] {
+            assert_eq!(Some(&expected), run(options).as_ref(), "{options:?} {:?}", model.config);
+        }
+    }
+}
