@@ -14,6 +14,8 @@ pub(crate) mod model;
 pub(crate) mod ops;
 pub(crate) mod rng;
 pub(crate) mod run;
+pub(crate) mod sample;
+pub(crate) mod sample_tests;
 pub(crate) mod toy;
 #[cfg(feature = "wgpu")]
 pub(crate) mod wgpu;

@@ -51,18 +51,17 @@ struct Copy {
 
 struct Worker;
 
-// Lies at the foot of a fiber's memory; the stack comes down from the top towards it, with a page
-// between the two that faults.
-struct Fiber : TrineThread {
+// Lies at the top of a fiber's memory; the stack comes down from it to a page that faults.
+struct alignas(64) Fiber : TrineThread {
     Worker* worker;
     int number;
     State state;
     bool waited_for_previous;
     // What it waits at.
-    const char* name;
-    const char* file;
     int line;
     unsigned mask;
+    const char* file;
+    const char* name;
     void* lane;
     TrineFinish finish;
     // Asynchronous copies under way, and the number of the group that is being filled.
@@ -73,6 +72,7 @@ struct Fiber : TrineThread {
 #else
     ucontext_t context;
 #endif
+    char* foot() const { return reinterpret_cast<char*>(reinterpret_cast<size_t>(this) & ~(TRINE_FIBER_BYTES - 1)); }
 };
 
 struct Job {
@@ -103,6 +103,7 @@ uint64_t seed() {
 
 struct Worker {
     std::vector<Fiber*> fibers;
+    char* stacks = nullptr;
     unsigned char* shared = nullptr; // its end is a page that faults
     TrineBlock block;
     Job* job = nullptr;
@@ -125,6 +126,17 @@ struct Worker {
     Fiber* fiber(int number);
     void draw_order();
     void set_ready(int number) { ready[rank[number] / 64] |= 1ull << rank[number] % 64; }
+    // The first of the ready, which is then the one that runs; null if there is none.
+    Fiber* next() {
+        if (failed) return nullptr;
+        for (int word = 0; 64 * word < count; word++) {
+            if (!ready[word]) continue;
+            const int bit = __builtin_ctzll(ready[word]);
+            ready[word] &= ready[word] - 1;
+            return running = fibers[order[64 * word + bit]];
+        }
+        return nullptr;
+    }
     void run_block(uint64_t number);
     void fail(Result result, const std::string& text);
     std::string stuck(const char* what) const;
@@ -139,25 +151,32 @@ __asm__(
     "    pushq %rbp\n    pushq %rbx\n    pushq %r12\n    pushq %r13\n    pushq %r14\n    pushq %r15\n"
     "    movq %rsp, (%rdi)\n    movq %rsi, %rsp\n"
     "    popq %r15\n    popq %r14\n    popq %r13\n    popq %r12\n    popq %rbx\n    popq %rbp\n"
-    "    ret\n.size trine_switch, . - trine_switch\n");
+    // Not `ret`, which the processor would predict to go where this was called.
+    "    popq %rcx\n    jmp *%rcx\n.size trine_switch, . - trine_switch\n");
 #endif
 
 Fiber* self() { return static_cast<Fiber*>(const_cast<TrineThread*>(trine_self())); }
 
-// Back to the worker, until it resumes this fiber.
+// To the next fiber that can run, or to the worker where none can; until this one is resumed.
 __attribute__((noinline)) void leave(Fiber* fiber) {
+    Worker* worker = fiber->worker;
+    Fiber* next = worker->next();
+    if (next == fiber) return;
 #if FAST_SWITCH
-    trine_switch(&fiber->stack, fiber->worker->stack);
+    trine_switch(&fiber->stack, next ? next->stack : worker->stack);
 #else
-    swapcontext(&fiber->context, &fiber->worker->context);
+    swapcontext(&fiber->context, next ? &next->context : &worker->context);
 #endif
 }
-void resume(Worker* worker, Fiber* fiber) {
+// Runs fibers until none can.
+void run_fibers(Worker* worker) {
+    Fiber* first = worker->next();
 #if FAST_SWITCH
-    trine_switch(&worker->stack, fiber->stack);
+    trine_switch(&worker->stack, first->stack);
 #else
-    swapcontext(&worker->context, &fiber->context);
+    swapcontext(&worker->context, &first->context);
 #endif
+    worker->running = nullptr;
 }
 
 void run_copies(Fiber* fiber, unsigned below) {
@@ -187,7 +206,7 @@ void fiber_main() {
 // Makes the fiber begin at `fiber_main` when it is resumed.
 void begin(Fiber* fiber) {
 #if FAST_SWITCH
-    void** top = reinterpret_cast<void**>(reinterpret_cast<char*>(fiber) + TRINE_FIBER_BYTES);
+    void** top = reinterpret_cast<void**>(fiber);
     // Six registers, where to return to, and a word so that the stack is aligned as after a call.
     *--top = nullptr;
     *--top = reinterpret_cast<void*>(fiber_main);
@@ -196,8 +215,8 @@ void begin(Fiber* fiber) {
     fiber->stack = top;
 #else
     getcontext(&fiber->context);
-    fiber->context.uc_stack.ss_sp = reinterpret_cast<char*>(fiber) + 2 * PAGE;
-    fiber->context.uc_stack.ss_size = TRINE_FIBER_BYTES - 2 * PAGE;
+    fiber->context.uc_stack.ss_sp = fiber->foot() + PAGE;
+    fiber->context.uc_stack.ss_size = static_cast<size_t>(reinterpret_cast<char*>(fiber) - fiber->foot()) - PAGE;
     fiber->context.uc_link = nullptr;
     makecontext(&fiber->context, fiber_main, 0);
 #endif
@@ -240,16 +259,16 @@ void on_fault(int signal, siginfo_t* info, void* context) {
         return;
     }
     // A fault is synchronous, in the kernel's own code, so no lock is held.
-    const size_t at = reinterpret_cast<size_t>(info->si_addr), foot = reinterpret_cast<size_t>(worker->running);
+    const size_t at = reinterpret_cast<size_t>(info->si_addr), foot = reinterpret_cast<size_t>(worker->running->foot());
     char text[160];
-    if (at >= foot && at < foot + 2 * PAGE) snprintf(text, sizeof text, "a thread's stack overflowed");
+    if (at >= foot && at < foot + PAGE) snprintf(text, sizeof text, "a thread's stack overflowed");
     else if (info->si_code == SI_KERNEL) snprintf(text, sizeof text, "illegal access to a misaligned or impossible address");
     else snprintf(text, sizeof text, "illegal access to address %p", info->si_addr);
     worker->fail(ILLEGAL_ADDRESS, text);
     // Goes on in `fault_of_kernel`, on the fiber's stack.
     ucontext_t* machine = static_cast<ucontext_t*>(context);
     machine->uc_mcontext.gregs[REG_RIP] = static_cast<greg_t>(reinterpret_cast<size_t>(fault_of_kernel));
-    machine->uc_mcontext.gregs[REG_RSP] = static_cast<greg_t>(foot + TRINE_FIBER_BYTES - 8);
+    machine->uc_mcontext.gregs[REG_RSP] = reinterpret_cast<greg_t>(worker->running) - 8;
 }
 #endif
 
@@ -282,19 +301,17 @@ Worker::Worker() {
     unsigned char* memory = static_cast<unsigned char*>(reserve(MOST_SHARED + PAGE));
     mprotect(memory + MOST_SHARED, PAGE, PROT_NONE);
     shared = memory + MOST_SHARED;
+    // One more than needed, so that the first can begin at a multiple of the size.
+    stacks = static_cast<char*>(reserve((MOST_THREADS + 1) * TRINE_FIBER_BYTES));
+    stacks += -reinterpret_cast<size_t>(stacks) & (TRINE_FIBER_BYTES - 1);
 }
 
 Fiber* Worker::fiber(int number) {
     while (fibers.size() <= static_cast<size_t>(number)) {
-        // Aligned by reserving twice as much.
-        char* memory = static_cast<char*>(reserve(2 * TRINE_FIBER_BYTES));
-        const size_t skip = -reinterpret_cast<size_t>(memory) & (TRINE_FIBER_BYTES - 1);
-        if (skip) munmap(memory, skip);
-        munmap(memory + skip + TRINE_FIBER_BYTES, TRINE_FIBER_BYTES - skip);
-        memory += skip;
-        mprotect(memory + PAGE, PAGE, PROT_NONE);
-        static_assert(sizeof(Fiber) <= PAGE, "a fiber's head fits a page");
-        Fiber* fiber = new (memory) Fiber();
+        char* foot = stacks + fibers.size() * TRINE_FIBER_BYTES;
+        mprotect(foot, PAGE, PROT_NONE);
+        static_assert(sizeof(Fiber) <= 1024, "a fiber's head fits its place");
+        Fiber* fiber = new (trine_head(reinterpret_cast<size_t>(foot))) Fiber();
         fiber->worker = this;
         fiber->number = static_cast<int>(fibers.size());
         fiber->block = &block;
@@ -389,20 +406,8 @@ void Worker::run_block(uint64_t number) {
         begin(f);
         set_ready(i);
     }
-    const int words = (count + 63) / 64;
-    while (!failed && alive) {
-        int word = 0;
-        while (word < words && !ready[word]) word++;
-        if (word == words) {
-            fail(LAUNCH_FAILED, stuck("deadlock:"));
-            break;
-        }
-        const int bit = __builtin_ctzll(ready[word]);
-        ready[word] &= ready[word] - 1;
-        running = fibers[order[word * 64 + bit]];
-        resume(this, running);
-        running = nullptr;
-    }
+    run_fibers(this);
+    if (!failed && alive) fail(LAUNCH_FAILED, stuck("deadlock:"));
 }
 
 // --- workers

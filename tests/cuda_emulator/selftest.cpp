@@ -1,6 +1,5 @@
 // Tests of the emulator itself, through the driver API as a program finds it: `libcuda.so.1` by
-// dlopen. The argument is the folder of the library that has the test kernels too, then the names
-// of kernels that each lack one barrier.
+// dlopen. The argument is the folder of the library that has the test kernels too.
 #include <dlfcn.h>
 #include <math.h>
 #include <stdint.h>
@@ -40,7 +39,8 @@ static void check(A is, B wanted, const char* what, int line) {
 }
 
 static const char* const NAMES[] = {"test_mma_s8", "test_mma_bf16", "test_mma_f16", "test_exit", "test_two_barriers",
-    "test_lost_lane", "test_no_wait", "test_write", "test_overflow", "test_copy", "test_shuffle"};
+    "test_lost_lane", "test_no_wait", "test_write", "test_overflow", "test_copy", "test_shuffle",
+    "test_reduce", "test_reduce_without_1", "test_reduce_without_2", "rms_norm_quantize"};
 static std::string ptx = ".version 8.4\n.target sm_80\n";
 
 struct Args {
@@ -307,7 +307,32 @@ static void streams() {
     CHECK(call("cuMemAlloc_v2", &p, size_t(16)), 0);
 }
 
-// --- the first kernel, and what it does without its barriers
+// --- barriers
+
+// How many of the sums of `reduce_block` are wrong.
+static int wrong_sums(const char* name) {
+    Gpu gpu;
+    const unsigned blocks = 8;
+    std::vector<uint32_t> x(blocks * 256);
+    for (auto& v : x) v = static_cast<uint32_t>(rng());
+    const Ptr out = gpu.alloc(blocks * 256 * 8);
+    CHECK(gpu.launch(name, blocks, 256, Args{gpu.upload(x), 0, out, 0, 0}), 0);
+    const auto got = gpu.download<uint32_t>(out, blocks * 512);
+    CHECK(gpu.sync(), 0);
+    int wrong = 0;
+    for (unsigned i = 0; i < blocks * 256; i++) {
+        uint32_t sum = 0, squares = 0;
+        for (unsigned j = i / 256 * 256; j < i / 256 * 256 + 256; j++) {
+            sum += x[j];
+            squares += x[j] * x[j];
+        }
+        wrong += got[2 * i] != sum;
+        wrong += got[2 * i + 1] != squares;
+    }
+    return wrong;
+}
+
+// --- the first kernel
 
 struct NormArgs {
     Ptr input, gain, values, scales, sums, normed;
@@ -316,7 +341,7 @@ struct NormArgs {
     uint32_t padding;
 };
 // Whether the kernel's results are those of plain sums, within rounding.
-static bool norm_is_right(const char* name, unsigned rows, unsigned width) {
+static bool norm_is_right(unsigned rows, unsigned width) {
     Gpu gpu;
     const unsigned stride = (width + 255) / 256 * 256;
     std::vector<float> x(rows * width), gain(width);
@@ -324,7 +349,7 @@ static bool norm_is_right(const char* name, unsigned rows, unsigned width) {
     for (auto& v : gain) v = 0.5f + static_cast<float>(rng() % 100) / 100.0f;
     const Ptr values = gpu.alloc(rows * stride), scales = gpu.alloc(4 * rows), sums = gpu.alloc(4 * rows);
     const Ptr normed = gpu.alloc(4 * rows * width);
-    CHECK(gpu.launch(name, rows, 256, NormArgs{gpu.upload(x), gpu.upload(gain), values, scales, sums, normed, width,
+    CHECK(gpu.launch("rms_norm_quantize", rows, 256, NormArgs{gpu.upload(x), gpu.upload(gain), values, scales, sums, normed, width,
         stride, 1e-5f, 0}), 0);
     const auto q = gpu.download<signed char>(values, rows * stride);
     const auto s = gpu.download<float>(scales, rows);
@@ -367,23 +392,16 @@ int main(int count, char** arguments) {
     CHECK(call("cuDeviceGetCount", &devices), 0);
     CHECK(devices, 1);
     for (const char* name : NAMES) ptx += std::string(".visible .entry ") + name + "(\n)\n";
-    ptx += ".visible .entry rms_norm_quantize(\n)\n";
-    for (int i = 2; i < count; i++) ptx += std::string(".visible .entry ") + arguments[i] + "(\n)\n";
 
     built_ins();
     mma();
     shuffles_and_copies();
     errors();
     streams();
-    for (unsigned width : {1u, 3u, 255u, 256u, 257u, 1000u, 2560u}) {
-        CHECK(norm_is_right("rms_norm_quantize", 5, width), true);
-    }
-    for (int i = 2; i < count; i++) {
-        if (norm_is_right(arguments[i], 5, 1000)) {
-            fprintf(stderr, "%s lacks a barrier and nothing was wrong\n", arguments[i]);
-            failures++;
-        }
-    }
+    CHECK(wrong_sums("test_reduce"), 0);
+    CHECK(wrong_sums("test_reduce_without_1") > 0, true);
+    CHECK(wrong_sums("test_reduce_without_2") > 0, true);
+    for (unsigned width : {1u, 3u, 255u, 256u, 257u, 1000u, 2560u}) CHECK(norm_is_right(5, width), true);
     if (!failures) fprintf(stderr, "CUDA emulator: all of its tests pass\n");
     return failures ? 1 : 0;
 }

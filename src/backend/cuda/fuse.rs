@@ -4,7 +4,9 @@
 //!
 //! - a norm with quantisation goes into the product that reads it;
 //! - the activation of a gated network goes behind the product of gate and up, and its norm with
-//!   quantisation into the product after it.
+//!   quantisation into the product after it;
+//! - the rotation and the append to the cache go into attention, where every sequence brings one
+//!   token.
 //!
 //! Quantised rows that only the fused product reads never reach memory.
 
@@ -16,9 +18,10 @@ use super::memory::Owned;
 use super::record::Op;
 use super::rms_norm_quantize::Quantize;
 use super::ternary_matmul::{FusedMatmul, Output};
+use crate::backend::StepKey;
 
 /// Fuses what can be.
-pub(super) fn fuse(ops: Vec<Op>) -> Vec<Op> {
+pub(super) fn fuse(ops: Vec<Op>, key: &StepKey) -> Vec<Op> {
     let mut fused: Vec<Op> = Vec::with_capacity(ops.len());
     let mut rest = VecDeque::from(ops);
     while let Some(op) = rest.pop_front() {
@@ -52,6 +55,11 @@ pub(super) fn fuse(ops: Vec<Op>) -> Vec<Op> {
                     output: down.output,
                     gate: None,
                 }));
+            }
+            Op::Rope(rope) if key.queries == 1 && rope.goes_into(rest.front()) => {
+                let Some(Op::Attention(mut attention)) = rest.pop_front() else { continue };
+                attention.rope = Some(rope);
+                fused.push(Op::Attention(attention));
             }
             other => fused.push(other),
         }

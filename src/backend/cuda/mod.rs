@@ -14,20 +14,22 @@ mod embed;
 mod fuse;
 mod gate_norm_quantize;
 mod inputs;
+mod kv;
 mod launch;
 mod lm_head;
 mod memory;
 mod module;
 mod packed;
+mod paged_attention;
 mod power;
 mod record;
 mod rms_norm;
 mod rms_norm_quantize;
+mod rope_append_kv;
 mod sample;
 mod score;
 mod table;
 mod ternary_matmul;
-mod todo;
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -52,10 +54,10 @@ use crate::tensor::HostTable;
 use crate::ternary::TernaryRows;
 use device::Device;
 use inputs::Inputs;
+use kv::KvCache;
 use launch::Launch;
 use memory::{Owned, Pinned};
 use table::Table;
-use todo::KvCache;
 
 /// How to run on an NVIDIA GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,7 +96,7 @@ impl CudaOptions {
         self.overlapped = overlapped;
         self
     }
-    /// With these kernels for ternary products that are not fused.
+    /// With these kernels for ternary products; fused ones take [`MatmulForm::Few`].
     pub fn matmul(mut self, form: MatmulForm) -> Self {
         self.matmul = Some(form);
         self
@@ -413,8 +415,10 @@ pub fn all_kernels() -> Vec<Kernel> {
         gate_norm_quantize::KERNELS,
         inputs::KERNELS,
         lm_head::KERNELS,
+        paged_attention::KERNELS,
         rms_norm::KERNELS,
         rms_norm_quantize::KERNELS,
+        rope_append_kv::KERNELS,
         sample::KERNELS,
         score::KERNELS,
     ] {

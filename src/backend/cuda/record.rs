@@ -1,5 +1,6 @@
 //! The recorder: ops become launches, after those that follow each other were fused.
 
+use std::collections::VecDeque;
 use std::rc::Rc;
 
 use super::Cuda;
@@ -7,7 +8,9 @@ use super::fuse::fuse;
 use super::gate_norm_quantize::Gate;
 use super::launch::Launch;
 use super::memory::Owned;
+use super::paged_attention::Attention;
 use super::rms_norm_quantize::Quantize;
+use super::rope_append_kv::Rope;
 use super::ternary_matmul::{FusedMatmul, Matmul};
 use crate::backend::ops::{self, Quantized};
 use crate::backend::{Record, StepKey};
@@ -28,6 +31,8 @@ pub(super) enum Op {
     Matmul(Matmul),
     Gate(Gate),
     FusedMatmul(FusedMatmul),
+    Rope(Rope),
+    Attention(Box<Attention>),
 }
 
 /// Quantised rows in device memory.
@@ -81,7 +86,7 @@ impl<'r> Recorder<'r> {
     pub(super) fn finish(mut self) -> Result<Vec<Launch>, RunError> {
         let mut ops = std::mem::take(&mut self.ops);
         if self.cuda.options.fused {
-            ops = fuse(ops);
+            ops = fuse(ops, &self.key);
         }
         let mut launches = Vec::new();
         for op in ops {
@@ -91,6 +96,8 @@ impl<'r> Recorder<'r> {
                 Op::Matmul(op) => launches.extend(op.launches(self.cuda)),
                 Op::Gate(op) => launches.extend(op.launches(self.cuda)?),
                 Op::FusedMatmul(op) => launches.push(op.launch(self.cuda)),
+                Op::Rope(op) => launches.extend(op.launches()),
+                Op::Attention(op) => launches.extend(op.launches(self.cuda, &self.key)?),
             }
         }
         Ok(launches)
@@ -122,12 +129,16 @@ impl Record<Cuda> for Recorder<'_> {
         Ok(())
     }
 
-    fn rope_append_kv(&mut self, _op: ops::RopeAppendKv<'_, Cuda>) -> Result<(), RunError> {
-        super::todo::op("rope_append_kv")
+    fn rope_append_kv(&mut self, op: ops::RopeAppendKv<'_, Cuda>) -> Result<(), RunError> {
+        let op = Rope::new(&op)?;
+        self.push(Op::Rope(op));
+        Ok(())
     }
 
-    fn paged_attention(&mut self, _op: ops::PagedAttention<'_, Cuda>) -> Result<(), RunError> {
-        super::todo::op("paged_attention")
+    fn paged_attention(&mut self, op: ops::PagedAttention<'_, Cuda>) -> Result<(), RunError> {
+        let op = Attention::new(&op)?;
+        self.push(Op::Attention(Box::new(op)));
+        Ok(())
     }
 
     fn gate_norm_quantize(&mut self, op: ops::GateNormQuantize<'_, Cuda>) -> Result<(), RunError> {

@@ -14,16 +14,27 @@ use crate::backend::ops::{Activation, Epilogue, TernaryMatmul, check_len};
 use crate::backend::quantized_stride;
 use crate::error::RunError;
 
-/// Which kernels multiply quantised rows by a ternary matrix. All give the same bits.
+/// Which kernels multiply quantised rows by a ternary matrix, and how many of its pairs of 8-row
+/// tiles a block takes. All give the same bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum MatmulForm {
-    /// `ternary_matmul`: dp4a, up to four rows at a time.
-    Few,
-    /// `ternary_matmul_mma`: tensor cores, the rows as their short operand.
-    Some,
-    /// `ternary_matmul_tiled`: tensor cores, tiles of 64 rows.
-    Many,
+    /// `ternary_matmul` and `ternary_matmul_fused`, for up to four rows at a time; up to 16 pairs,
+    /// or with a gate 8.
+    Few {
+        /// Pairs of tiles.
+        pairs: usize,
+    },
+    /// `ternary_matmul_mma`: tensor cores, the rows as their short operand; 1, 2 or 4 pairs.
+    Some {
+        /// Pairs of tiles.
+        pairs: usize,
+    },
+    /// `ternary_matmul_tiled`: tensor cores, tiles of 64 rows; 8 or 16 pairs.
+    Many {
+        /// Pairs of tiles.
+        pairs: usize,
+    },
 }
 
 /// Rows up to which dp4a is used. For a unit of 1024 bytes of weights an H100's multiprocessor has
@@ -36,6 +47,9 @@ const MOST_FEW: usize = 4;
 
 /// Rows up to which a tile of 64 would be mostly padding, or read too few weights at a time.
 const SOME_ROWS: usize = 64;
+
+/// Rows that a block of the kernels for some rows takes, by the second index of [`MMA`].
+const SIZES: [usize; 3] = [8, 16, 32];
 
 /// Rows of a tile of the tiled form.
 const TILE_ROWS: usize = 64;
@@ -79,28 +93,16 @@ const FEW: [Kernel; MOST_FEW] = [
     few("ternary_matmul_4"),
 ];
 
-/// By pairs of tiles, 1, 2 and 4, and by 8 rows, 16 and 32.
+/// By pairs of tiles, 1, 2 and 4, and by [`SIZES`].
 const MMA: [[Kernel; 3]; 3] = [
-    [
-        mma("ternary_matmul_mma_1_1"),
-        mma("ternary_matmul_mma_1_2"),
-        mma("ternary_matmul_mma_1_4"),
-    ],
-    [
-        mma("ternary_matmul_mma_2_1"),
-        mma("ternary_matmul_mma_2_2"),
-        mma("ternary_matmul_mma_2_4"),
-    ],
-    [
-        mma("ternary_matmul_mma_4_1"),
-        mma("ternary_matmul_mma_4_2"),
-        mma("ternary_matmul_mma_4_4"),
-    ],
+    [mma("ternary_matmul_mma_1_1"), mma("ternary_matmul_mma_1_2"), mma("ternary_matmul_mma_1_4")],
+    [mma("ternary_matmul_mma_2_1"), mma("ternary_matmul_mma_2_2"), mma("ternary_matmul_mma_2_4")],
+    [mma("ternary_matmul_mma_4_1"), mma("ternary_matmul_mma_4_2"), mma("ternary_matmul_mma_4_4")],
 ];
 
 /// Of 8 warps, and of 4.
-const WIDE: Kernel = Kernel::new::<RowsArgs>("ternary_matmul_tiled", 256)
-    .with_shared(tiled_bytes(WIDE_PAIRS));
+const WIDE: Kernel =
+    Kernel::new::<RowsArgs>("ternary_matmul_tiled", 256).with_shared(tiled_bytes(WIDE_PAIRS));
 const NARROW: Kernel = Kernel::new::<RowsArgs>("ternary_matmul_tiled", 128)
     .named("ternary_matmul_tiled_narrow")
     .with_shared(tiled_bytes(NARROW_PAIRS));
@@ -226,45 +228,27 @@ impl Matmul {
         if self.rows == 0 || self.width == 0 || self.weight.rows() == 0 {
             return Vec::new();
         }
-        let processors = cuda.gpu().multiprocessors;
         let pairs = self.weight.rows().div_ceil(PAIR);
-        let tiles = self.rows.div_ceil(TILE_ROWS);
-        // Tiles that leave multiprocessors idle lose to smaller pieces, which read more often.
-        let form = cuda.options.matmul.unwrap_or(if self.rows <= FEW_ROWS {
-            MatmulForm::Few
-        } else if self.rows > SOME_ROWS && tiles * pairs.div_ceil(NARROW_PAIRS) >= processors {
-            MatmulForm::Many
-        } else {
-            MatmulForm::Some
-        });
-        match form {
-            MatmulForm::Few => {
-                let share = share(pairs, processors, MOST_PAIRS);
-                (0..self.rows)
-                    .step_by(MOST_FEW)
-                    .map(|row| self.few(row, MOST_FEW.min(self.rows - row), share))
-                    .collect()
+        let chosen = || form(self.rows, pairs, cuda.gpu().multiprocessors);
+        match cuda.options.matmul.unwrap_or_else(chosen) {
+            MatmulForm::Few { pairs: share } => (0..self.rows)
+                .step_by(MOST_FEW)
+                .map(|row| {
+                    let rows = MOST_FEW.min(self.rows - row);
+                    self.few(row, rows, share.clamp(1, MOST_PAIRS))
+                })
+                .collect(),
+            MatmulForm::Some { pairs: share } => {
+                let size = SIZES.into_iter().position(|most| self.rows <= most).unwrap_or(2);
+                let share = share.clamp(1, 4).ilog2() as usize;
+                let groups = self.rows.div_ceil(SIZES[size]);
+                vec![self.of_rows(MMA[share][size], pairs.div_ceil(1 << share), groups)]
             }
-            MatmulForm::Some => {
-                let (size, rows) = match self.rows {
-                    ..=8 => (0, 8),
-                    ..=16 => (1, 16),
-                    _ => (2, 32),
-                };
-                let groups = self.rows.div_ceil(rows);
-                // As many pairs in a block, which then share the activations, as leave blocks for
-                // all multiprocessors.
-                let enough = |taken: &usize| pairs.div_ceil(1 << taken) * groups >= processors;
-                let taken = (0..3).rev().find(enough).unwrap_or(0);
-                vec![self.of_rows(MMA[taken][size], pairs.div_ceil(1 << taken), groups)]
-            }
-            MatmulForm::Many => {
-                let wide = pairs.div_ceil(WIDE_PAIRS);
-                vec![if tiles * wide >= 2 * processors {
-                    self.of_rows(WIDE, wide, tiles).shared(WIDE.shared)
-                } else {
-                    self.of_rows(NARROW, pairs.div_ceil(NARROW_PAIRS), tiles).shared(NARROW.shared)
-                }]
+            MatmulForm::Many { pairs: share } => {
+                let (kernel, share) =
+                    if share < WIDE_PAIRS { (NARROW, NARROW_PAIRS) } else { (WIDE, WIDE_PAIRS) };
+                let tiles = self.rows.div_ceil(TILE_ROWS);
+                vec![self.of_rows(kernel, pairs.div_ceil(share), tiles).shared(kernel.shared)]
             }
         }
     }
@@ -322,9 +306,28 @@ impl Matmul {
     }
 }
 
+/// The form for so many rows and pairs of tiles, on a GPU of so many multiprocessors.
+fn form(rows: usize, pairs: usize, processors: usize) -> MatmulForm {
+    if rows <= FEW_ROWS {
+        return MatmulForm::Few { pairs: share(pairs, processors) };
+    }
+    let tiles = rows.div_ceil(TILE_ROWS);
+    let blocks = |share: usize| pairs.div_ceil(share);
+    // Tiles that leave multiprocessors idle lose to smaller pieces, which read more often.
+    if rows > SOME_ROWS && tiles * blocks(NARROW_PAIRS) >= processors {
+        let wide = tiles * blocks(WIDE_PAIRS) >= RESIDENT * processors;
+        return MatmulForm::Many { pairs: if wide { WIDE_PAIRS } else { NARROW_PAIRS } };
+    }
+    // As many pairs in a block, which then share the activations, as leave a block for each
+    // multiprocessor.
+    let size = SIZES.into_iter().find(|&most| rows <= most).unwrap_or(SIZES[2]);
+    let enough = |&share: &usize| rows.div_ceil(size) * blocks(share) >= processors;
+    MatmulForm::Some { pairs: [4, 2].into_iter().find(enough).unwrap_or(1) }
+}
+
 /// Pairs that a block of the kernels of few rows takes.
-fn share(pairs: usize, processors: usize, most: usize) -> usize {
-    pairs.div_ceil(RESIDENT * processors.max(1)).clamp(1, most)
+fn share(pairs: usize, processors: usize) -> usize {
+    pairs.div_ceil(RESIDENT * processors.max(1)).clamp(1, MOST_PAIRS)
 }
 
 /// A product whose input is normed and quantised in the same kernel, and where `gate` is set the
@@ -376,7 +379,11 @@ impl FusedMatmul {
         let halves = if gate.is_some() { 2 } else { 1 };
         let features = weight.rows() / halves;
         let pairs = features.div_ceil(PAIR);
-        let share = share(pairs, cuda.gpu().multiprocessors, MOST_PAIRS / halves);
+        let share = match cuda.options.matmul {
+            Some(MatmulForm::Few { pairs }) => pairs,
+            _ => share(pairs, cuda.gpu().multiprocessors),
+        };
+        let share = share.clamp(1, MOST_PAIRS / halves);
         let args = FusedArgs {
             input: input.address(),
             gain: norm.as_ref().map_or(0, |norm| norm.gain.address()),
