@@ -8,6 +8,7 @@
 //! with its neighbours: integers are exact, and floats are added in an order that is fixed per row.
 //! A device's memory and its work belong to one thread at a time.
 
+mod bandwidth;
 mod device;
 mod embed;
 mod fuse;
@@ -20,6 +21,7 @@ mod memory;
 mod module;
 mod packed;
 mod paged_attention;
+mod power;
 mod record;
 mod rms_norm;
 mod rms_norm_quantize;
@@ -35,11 +37,13 @@ use std::time::Instant;
 
 use cudarc::driver::{CudaGraph, result, sys};
 
+pub use bandwidth::{copy_bandwidth, free_memory};
 pub use device::{GpuInfo, choose, gpus};
 pub use launch::Kernel;
 pub use memory::Buffer;
 pub use module::ptx;
 pub use packed::TernaryMatrix;
+pub use power::{PowerMeter, PowerReading};
 pub use record::Recorder;
 pub use ternary_matmul::MatmulForm;
 
