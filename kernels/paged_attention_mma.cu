@@ -27,7 +27,7 @@ constexpr u32 TILE = 16;
 // a block by rows has. What has room in 99 KiB.
 DEVICE constexpr u32 key_warps(int chunks) { return chunks <= 2 ? 4 : 2; }
 DEVICE constexpr u32 row_warps(int chunks) { return chunks <= 2 ? 4 : 2; }
-constexpr int ROW_THREADS = 128;
+constexpr int MMA_THREADS = 128;
 // Bytes of a row in shared memory.
 DEVICE constexpr u32 row_bytes(int chunks) { return 128 * chunks; }
 
@@ -183,7 +183,7 @@ DEVICE void soften(Weights& w, float (&scores)[8][4], const float (&factor)[2], 
 template <int CHUNKS>
 DEVICE void take_nan_out(u8* values, u32* nan_of, u32& found, u32 from) {
 #pragma unroll 1
-    for (u32 i = from * 8 * CHUNKS + threadIdx.x; i < PART * 8 * CHUNKS; i += ROW_THREADS) {
+    for (u32 i = from * 8 * CHUNKS + threadIdx.x; i < PART * 8 * CHUNKS; i += MMA_THREADS) {
         const u32 row = i / (8 * CHUNKS);
         const u32 piece = i % (8 * CHUNKS);
         u16* at = reinterpret_cast<u16*>(values + row * row_bytes(CHUNKS) + piece_of_value(piece, row));
@@ -425,7 +425,7 @@ template <int CHUNKS, bool KEYS>
 DEVICE void stage(u8* to, const AttentionArgs& a, const AttentionTile& tile, const u32 (&page)[2], u32 visible) {
     u16* cache = static_cast<u16*>(KEYS ? a.keys : a.values);
 #pragma unroll 4
-    for (u32 i = threadIdx.x; i < PART * 8 * CHUNKS; i += ROW_THREADS) {
+    for (u32 i = threadIdx.x; i < PART * 8 * CHUNKS; i += MMA_THREADS) {
         const u32 row = i / (8 * CHUNKS);
         const u32 piece = i % (8 * CHUNKS);
         const u32 of = row < PAGE ? page[0] : page[1];
@@ -448,8 +448,8 @@ DEVICE void by_rows(const AttentionArgs& a) {
     __shared__ u32 seen_of[ROWS];
     __shared__ float factors[ROWS];
     // Of each warp's rows, after the parts so far.
-    __shared__ float all_highest[ROW_THREADS / WARP][TILE];
-    __shared__ float all_sum[ROW_THREADS / WARP][TILE];
+    __shared__ float all_highest[MMA_THREADS / WARP][TILE];
+    __shared__ float all_sum[MMA_THREADS / WARP][TILE];
     // Pages of a part, in turns with those of the next.
     __shared__ u32 pages[2][PART / PAGE];
     __shared__ u32 nan_of[64 * CHUNKS];
@@ -467,10 +467,10 @@ DEVICE void by_rows(const AttentionArgs& a) {
 
     wait_for_previous_kernel();
     let_next_kernel_start();
-    const AttentionTile tile(a, ROW_THREADS);
+    const AttentionTile tile(a, MMA_THREADS);
     if (tile.tokens == 0) return;
     const u32 rows = tile.rows();
-    for (u32 r = threadIdx.x; r < ROWS; r += ROW_THREADS) {
+    for (u32 r = threadIdx.x; r < ROWS; r += MMA_THREADS) {
         seen_of[r] = r < rows ? tile.seen(a, tile.first + r / tile.heads) : 0;
     }
     if (threadIdx.x < PART / PAGE) pages[0][threadIdx.x] = tile.page(a, threadIdx.x);
@@ -527,7 +527,7 @@ DEVICE void by_rows(const AttentionArgs& a) {
         u32 found = 0;
         if (threadIdx.x < PART / PAGE) found = tile.page(a, next / PAGE + threadIdx.x);
         if (masked) {
-            for (u32 i = threadIdx.x; i < 64 * CHUNKS; i += ROW_THREADS) nan_of[i] = PART;
+            for (u32 i = threadIdx.x; i < 64 * CHUNKS; i += MMA_THREADS) nan_of[i] = PART;
             nan_found = 0;
         }
         Weights w;
@@ -606,7 +606,7 @@ DEVICE void by_rows(const AttentionArgs& a) {
 
 #define FORMS(chunks) \
     KERNEL(paged_attention_mma_keys_##chunks, AttentionArgs, int(key_warps(chunks) * WARP)) { by_keys<chunks>(a); } \
-    KERNEL(paged_attention_mma_rows_##chunks, AttentionArgs, ROW_THREADS) { by_rows<chunks>(a); }
+    KERNEL(paged_attention_mma_rows_##chunks, AttentionArgs, MMA_THREADS) { by_rows<chunks>(a); }
 FORMS(1)
 FORMS(2)
 FORMS(4)

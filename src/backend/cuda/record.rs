@@ -1,6 +1,5 @@
 //! The recorder: ops become launches, after those that follow each other were fused.
 
-use std::collections::VecDeque;
 use std::rc::Rc;
 
 use super::Cuda;
