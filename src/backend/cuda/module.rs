@@ -36,6 +36,7 @@ static ARTEFACTS: &[Artefact] = artefacts![
     "embed",
     "lm_head",
     "lm_head_f32",
+    "lm_head_quantize",
     "lm_head_rows",
     "rms_norm",
     "rms_norm_quantize",

@@ -4,10 +4,11 @@ use std::rc::Rc;
 
 use super::Cuda;
 use super::launch::Launch;
+use super::lm_head::Head;
 use super::memory::Owned;
 use super::rms_norm_quantize::Quantize;
 use crate::backend::ops::{self, Quantized};
-use crate::backend::{Record, StepKey};
+use crate::backend::{LogitUse, Record, StepKey};
 use crate::error::RunError;
 
 /// Records one step.
@@ -21,6 +22,8 @@ pub struct Recorder<'r> {
 pub(super) enum Op {
     /// Nothing to fuse.
     Launches(Vec<Launch>),
+    /// An output head, which may be screened for the op behind it.
+    Head(Head),
     Quantize(Quantize),
 }
 
@@ -77,7 +80,7 @@ impl<'r> Recorder<'r> {
         let mut launches = Vec::new();
         for op in ops {
             match op {
-                Op::Launches(more) => launches.extend(more),
+                Op::Launches(more) | Op::Head(Head { launches: more, .. }) => launches.extend(more),
                 Op::Quantize(op) => launches.extend(op.launches()),
             }
         }
@@ -121,13 +124,29 @@ impl Record<Cuda> for Recorder<'_> {
     }
 
     fn lm_head(&mut self, op: ops::LmHead<'_, Cuda>) -> Result<(), RunError> {
-        let launches = super::lm_head::launches(self.cuda, op)?;
-        self.push(Op::Launches(launches));
+        let head = Head::new(self.cuda, op)?;
+        self.push(Op::Head(head));
         Ok(())
     }
 
     fn sample(&mut self, op: ops::Sample<'_, Cuda>) -> Result<(), RunError> {
-        let launches = super::sample::launches(self.cuda, &op)?;
+        super::sample::check(&op)?;
+        // Where a step wants the best tokens alone, nobody reads its logits.
+        let screened = match self.ops.last() {
+            Some(Op::Head(Head { screened: Some(screened), .. }))
+                if self.key.logits == LogitUse::Greedy && screened.serves(&op) =>
+            {
+                Some(screened.launches(self.cuda, &op)?)
+            }
+            _ => None,
+        };
+        let launches = match screened {
+            Some(launches) => {
+                self.ops.pop();
+                launches
+            }
+            None => super::sample::launches(self.cuda, &op)?,
+        };
         self.push(Op::Launches(launches));
         Ok(())
     }
