@@ -240,6 +240,201 @@ struct NormedRow {
     }
 };
 
+// Ternary matrices, as the host packs them (`packed.rs`): rows in pairs of tiles of 8, columns in
+// blocks of 256. A block of a pair is a unit of 1024 bytes, 512 for each tile; lane `4 g + t` has 16
+// of each for row `g`, whose word `j` holds columns `64 j + 16 t .. + 16` of the block: column
+// `4 s + b` of those in bits `8 b + 2 s`, as the code `c = weight + 1`. A product of codes is too
+// large by the sum of the activations, `Σ t·q = Σ c·q − Σ q`, which comes with the activations.
+
+// Columns of a block, and their bytes in a quantised row.
+constexpr u32 TERNARY_BLOCK = 256;
+// Rows of a pair.
+constexpr u32 TERNARY_PAIR = 16;
+// 16-byte vectors of a unit, and of one tile of it.
+constexpr u32 TERNARY_UNIT = 64;
+constexpr u32 TERNARY_TILE = 32;
+// Codes of four neighbours, a byte each; and four times the codes of the next four.
+constexpr u32 CODES = 0x03030303u;
+constexpr u32 CODES_TIMES_4 = 0x0c0c0c0cu;
+
+DEVICE u32 lane_of_warp() { return threadIdx.x % WARP; }
+// The number of this warp in its block, of which the shuffle tells the compiler that all lanes have it.
+DEVICE u32 warp_of_block() { return __shfl_sync(0xffffffffu, threadIdx.x / WARP, 0); }
+
+DEVICE u32 word_of(const uint4& v, int j) { return j == 0 ? v.x : j == 1 ? v.y : j == 2 ? v.z : v.w; }
+
+// Products of a pair of tiles with 1 to 4 quantised rows, by dp4a. Of each word the codes of eight
+// columns come out multiplied by 4, which saves two of seven instructions; they have sums of their own.
+template <int ROWS>
+struct TernaryDots {
+    i32 low[2][ROWS];
+    i32 high[2][ROWS];
+
+    DEVICE_METHOD TernaryDots() { clear(); }
+    DEVICE_METHOD void clear() {
+        for (int tile = 0; tile < 2; tile++) {
+            for (int r = 0; r < ROWS; r++) low[tile][r] = high[tile][r] = 0;
+        }
+    }
+    // Where this lane's activations begin in a block of rows that are `stride` bytes apart.
+    DEVICE_METHOD static u32 offset(u32) { return 16 * (lane_of_warp() % 4); }
+
+    // Adds a unit's products; `x` is `offset` into the block's activations.
+    DEVICE_METHOD void add(const uint4 (&weights)[2], const i8* x, u32 stride) {
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+#pragma unroll
+            for (int r = 0; r < ROWS; r++) {
+                const uint4 q = *reinterpret_cast<const uint4*>(x + r * stride + 64 * j);
+#pragma unroll
+                for (int tile = 0; tile < 2; tile++) {
+                    const u32 w = word_of(weights[tile], j);
+                    low[tile][r] = __dp4a(i32(w & CODES), i32(q.x), low[tile][r]);
+                    high[tile][r] = __dp4a(i32(w & CODES_TIMES_4), i32(q.y), high[tile][r]);
+                    low[tile][r] = __dp4a(i32(w >> 4 & CODES), i32(q.z), low[tile][r]);
+                    high[tile][r] = __dp4a(i32(w >> 4 & CODES_TIMES_4), i32(q.w), high[tile][r]);
+                }
+            }
+        }
+    }
+
+    // Adds the sums to `sums[row of the pair][ROWS]` in shared memory, and starts anew.
+    DEVICE_METHOD void flush(i32* sums) {
+        const u32 lane = lane_of_warp();
+#pragma unroll
+        for (int tile = 0; tile < 2; tile++) {
+#pragma unroll
+            for (int r = 0; r < ROWS; r++) {
+                i32 sum = low[tile][r] + (high[tile][r] >> 2);
+                sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+                sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+                if (lane % 4 == 0) atomicAdd(&sums[(8 * tile + lane / 4) * ROWS + r], sum);
+            }
+        }
+        clear();
+    }
+};
+
+// The same by mma, whose eight columns are the rows.
+template <int ROWS>
+struct TernaryTiles {
+    i32 low[4];
+    i32 high[4];
+
+    DEVICE_METHOD TernaryTiles() { clear(); }
+    DEVICE_METHOD void clear() {
+        for (int i = 0; i < 4; i++) low[i] = high[i] = 0;
+    }
+    DEVICE_METHOD static u32 offset(u32 stride) {
+        const u32 lane = lane_of_warp();
+        return (lane / 4 < ROWS ? lane / 4 * stride : 0) + 16 * (lane % 4);
+    }
+
+    DEVICE_METHOD void add(const uint4 (&weights)[2], const i8* x, u32) {
+        const bool there = lane_of_warp() / 4 < ROWS;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            uint4 q = make_uint4(0, 0, 0, 0);
+            if (there) q = *reinterpret_cast<const uint4*>(x + 64 * j);
+            const u32 v = word_of(weights[0], j);
+            const u32 w = word_of(weights[1], j);
+            // Along k the order is free, as long as it is the same for both.
+            const u32 codes[4] = {v & CODES, w & CODES, v >> 4 & CODES, w >> 4 & CODES};
+            const u32 even[2] = {q.x, q.z};
+            mma_s8(low, codes, even);
+            const u32 times_4[4] = {v & CODES_TIMES_4, w & CODES_TIMES_4, v >> 4 & CODES_TIMES_4,
+                w >> 4 & CODES_TIMES_4};
+            const u32 odd[2] = {q.y, q.w};
+            mma_s8(high, times_4, odd);
+        }
+    }
+
+    DEVICE_METHOD void flush(i32* sums) {
+        const u32 g = lane_of_warp() / 4;
+        const u32 t = lane_of_warp() % 4;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const u32 r = 2 * t + i % 2;
+            if (r < ROWS) atomicAdd(&sums[(8 * (i / 2) + g) * ROWS + r], low[i] + (high[i] >> 2));
+        }
+        clear();
+    }
+};
+
+// The units of weights that a warp multiplies, and the first of them, loaded before they are wanted.
+// A block's units lie one after the other; only those from `cut` on lie `jump` units further.
+template <int DEPTH>
+struct TernaryUnits {
+    const uint4* weights;
+    u32 first;
+    u32 last;
+    u32 cut;
+    u64 jump;
+    uint4 ring[DEPTH][2];
+
+    // `units` are those of the block, which its `warps` share evenly.
+    DEVICE_METHOD TernaryUnits(const uint4* block, u32 units, u32 cut, u64 jump, u32 warps)
+        : weights(block + lane_of_warp()), cut(cut), jump(jump) {
+        const u32 warp = warp_of_block();
+        first = warp * units / warps;
+        last = (warp + 1) * units / warps;
+#pragma unroll
+        for (int i = 0; i < DEPTH; i++) {
+            if (first + i < last) load(first + i, ring[i]);
+        }
+    }
+    DEVICE_METHOD void load(u32 unit, uint4 (&pair)[2]) const {
+        const uint4* at = weights + (u64(unit) + (unit < cut ? 0 : jump)) * TERNARY_UNIT;
+        pair[0] = load_once(at);
+        pair[1] = load_once(at + TERNARY_TILE);
+    }
+
+    // Adds the units' products to `sums[row][rows of x]` in shared memory. A pair has `blocks`
+    // units; the quantised rows are `stride` bytes apart.
+    template <typename Product>
+    DEVICE_METHOD void multiply(Product product, u32 blocks, const i8* rows, u32 stride, u32 rows_count,
+        i32* sums) {
+        if (first == last) return;
+        const i8* x = rows + Product::offset(stride);
+        u32 block = first % blocks;
+        sums += first / blocks * TERNARY_PAIR * rows_count;
+        for (u32 base = first; base < last; base += DEPTH) {
+#pragma unroll
+            for (int i = 0; i < DEPTH; i++) {
+                const u32 unit = base + i;
+                if (unit < last) {
+                    product.add(ring[i], x + block * TERNARY_BLOCK, stride);
+                    if (unit + DEPTH < last) load(unit + DEPTH, ring[i]);
+                    block++;
+                    if (block == blocks || unit + 1 == last) {
+                        product.flush(sums);
+                        sums += TERNARY_PAIR * rows_count;
+                        block = 0;
+                    }
+                }
+            }
+        }
+    }
+};
+
+// A product as `ops::TernaryMatmul` has it, of the exact sum of weights times activations.
+DEVICE float ternary_product(i32 sum, float quotient) { return static_cast<float>(sum) * quotient; }
+
+// `act(gate) · up` in the order of the CPU's backend; `activation` is one of the host's numbers.
+constexpr u32 RELU2 = 0;
+constexpr u32 SILU = 1;
+DEVICE float times_sigmoid(float x, float y) { return __fdiv_rn(x, 1.0f + exp_exact(0.0f - y)); }
+DEVICE float gated(u32 activation, float gate, float up) {
+    if (activation == RELU2) {
+        const float positive = 0.0f > gate ? 0.0f : gate; // NaN passes
+        return positive * positive * up;
+    }
+    if (activation == SILU) return times_sigmoid(gate, gate) * up;
+    // GELU as x / (1 + e^−2u), which does not cancel; 1.595769 is 2·√(2/π).
+    const float inner = __fmaf_rn(gate * gate * gate, 0.044715f, gate);
+    return times_sigmoid(gate, inner * 1.595769f) * up;
+}
+
 // Sampling: what is done with a row of logits, by one block of `ROW_THREADS` threads.
 
 constexpr int ROW_THREADS = 512;
@@ -367,5 +562,211 @@ struct LogSum {
     }
     DEVICE_METHOD float log_probability(float x) const {
         return static_cast<float>(static_cast<double>(x) - static_cast<double>(highest) - above);
+    }
+};
+
+// Rotation. Written with fused multiply-adds, so that it has the same bits in every kernel.
+
+// The tables `[context, dim / 2]` of `ops::RopeAppendKv`.
+struct Rotation {
+    const float* cos;
+    const float* sin;
+    u32 context;
+    u32 half;
+
+    // Elements `i` and `i + half` of a head. Only padding has positions beyond the tables.
+    DEVICE_METHOD void pair(float& low, float& high, u32 position, u32 i) const {
+        if (position >= context) return;
+        const u64 at = u64(position) * half + i;
+        const float c = cos[at];
+        const float s = sin[at];
+        const float rotated = __fmaf_rn(low, c, -(high * s));
+        high = __fmaf_rn(high, c, low * s);
+        low = rotated;
+    }
+    // Element `i` of a head, rotated.
+    DEVICE_METHOD float element(const float* head, u32 position, u32 i) const {
+        const u32 at = i < half ? i : i - half;
+        float low = head[at];
+        float high = head[at + half];
+        pair(low, high, position, at);
+        return i < half ? low : high;
+    }
+};
+
+// The paged cache, in the order that `kv.rs` draws: a head's keys (or values) of a page are 32 rows
+// of `stride` elements.
+constexpr u32 PAGE = 32;
+
+// What the cache makes of an element. What f16 cannot hold becomes NaN and not infinity: zero times
+// it is the same NaN as any weight times it, so a fault has one form wherever it is met.
+DEVICE void to_cache(float x, float& cached) { cached = x; }
+DEVICE void to_cache(float x, u16& cached) {
+    const u16 bits = float_to_half(x);
+    cached = (bits & 0x7c00u) == 0x7c00u ? u16(0x7fff) : bits;
+}
+
+// The row of a slot, or of the first slot of a page.
+template <typename T>
+DEVICE T* cache_row(T* cache, u32 slot, u32 kv_head, u32 kv, u32 stride) {
+    return cache + ((u64(slot / PAGE) * kv + kv_head) * PAGE + slot % PAGE) * stride;
+}
+
+// Softmax over parts of the keys: each part has its highest score, the sum of `exp(score −
+// highest)` and with these weights the sum of the values; parts are joined in ascending order, by
+// what stands here, so parts that are taken in a loop or by blocks of their own give the same bits.
+
+// The highest score of no keys.
+DEVICE float nothing_yet() { return -__uint_as_float(INFINITE_BITS); }
+
+struct Join {
+    float highest;
+    float of_all;
+    float of_one;
+
+    DEVICE_METHOD Join() {}
+    // Of a part `one` with those before it.
+    DEVICE_METHOD Join(float all, float one)
+        : highest(fmaxf(all, one)), of_all(exp_exact(all - highest)), of_one(exp_exact(one - highest)) {}
+    DEVICE_METHOD float operator()(float all, float one) const { return __fmaf_rn(one, of_one, all * of_all); }
+};
+
+// A part of which a row sees nothing may be joined or left out: that changes at most the sign of a
+// zero, and the sum with zero takes it off.
+DEVICE float attended(float out, float sum) { return __fdiv_rn(out, sum) + 0.0f; }
+
+// The argument of every kernel of attention.
+struct AttentionArgs {
+    const u32* positions;
+    const u32* sequences;
+    const u32* query_starts;
+    const u32* page_table;
+    const float* qkv;
+    void* keys;
+    void* values;
+    float* output;
+    // Where parts are split over blocks: `[token][query head][part]` rows of `stride` sums of
+    // values, and as many pairs of highest score and sum of weights.
+    float* outs;
+    float2* statistics;
+    // Slots where the rotation and the append are fused, else null; and the tables of the rotation.
+    const u32* slots;
+    const float* cos;
+    const float* sin;
+    u32 rows;
+    u32 sequence_count;
+    // Row length of the page table.
+    u32 max_pages;
+    // Pages that the cache has.
+    u32 pages;
+    // Heads, and elements of one: in a row of qkv, and in the cache.
+    u32 query;
+    u32 kv;
+    u32 dim;
+    u32 stride;
+    // Of a tile: tokens, and query heads of each. No tokens: token `t` is that of sequence `t`.
+    u32 tokens;
+    u32 heads;
+    // Parts that there is memory for; 0 where one block goes through all of them.
+    u32 parts;
+    // Rows of `cos` and `sin`.
+    u32 context;
+    float scale;
+    u32 padding;
+};
+
+// Keys that a token sees, if it is one of the sequence's; 0 of padding.
+DEVICE u32 seen_keys(const AttentionArgs& a, u32 sequence, u32 token) {
+    if (sequence >= a.sequence_count) return 0;
+    const bool belongs = a.tokens == 0
+        ? a.query_starts[sequence] <= token && token < a.query_starts[sequence + 1]
+        : a.sequences[token] == sequence;
+    return belongs ? min(a.positions[token], max(a.max_pages * PAGE, 1u) - 1) + 1 : 0;
+}
+
+// What a block of threads works on: tokens `first ..` of a sequence, times query heads `head ..`
+// that share a key/value head. Row `r` is token `r / heads`, head `r % heads`.
+struct AttentionTile {
+    u32 sequence;
+    u32 first;
+    u32 tokens;
+    u32 kv_head;
+    u32 head;
+    u32 heads;
+    // Query heads of all tiles of the key/value head.
+    u32 group;
+
+    DEVICE_METHOD u32 rows() const { return tokens * heads; }
+
+    // Finds the tile of this block; no tokens where there is none. By all threads.
+    //
+    // With tiles of `n` tokens, those of sequence `s` are number `start / n + s` and the next ones
+    // in a grid of `rows / n + sequences + 1`: no two sequences meet, and nothing has to be
+    // counted. What lies behind the last sequence is padding, and counts as one more.
+    DEVICE_METHOD AttentionTile(const AttentionArgs& a, u32 threads) {
+        group = a.query / a.kv;
+        const u32 head_tiles = (group + a.heads - 1) / a.heads;
+        const u32 head_tile = blockIdx.x % head_tiles;
+        kv_head = blockIdx.x / head_tiles % a.kv;
+        head = kv_head * group + head_tile * a.heads;
+        heads = min(a.heads, group - head_tile * a.heads);
+        const u32 place = blockIdx.x / head_tiles / a.kv;
+        tokens = 0;
+        if (a.tokens == 0) {
+            sequence = place;
+            first = place;
+            tokens = place < a.rows ? 1 : 0;
+            return;
+        }
+        // The latest tokens see most keys: they go first.
+        const u32 number = a.rows / a.tokens + a.sequence_count - place;
+        __shared__ u32 found;
+        if (threadIdx.x == 0) found = 0;
+        __syncthreads();
+        for (u32 s = threadIdx.x; s <= a.sequence_count; s += threads) {
+            if (min(a.query_starts[s], a.rows) / a.tokens + s <= number) atomicAdd(&found, 1u);
+        }
+        __syncthreads();
+        if (found == 0) return;
+        sequence = found - 1;
+        const u32 start = min(a.query_starts[sequence], a.rows);
+        const u32 end = sequence < a.sequence_count ? min(a.query_starts[sequence + 1], a.rows) : a.rows;
+        first = start + (number - start / a.tokens - sequence) * a.tokens;
+        tokens = first < end ? min(a.tokens, end - first) : 0;
+    }
+
+    // Keys that a token of the tile sees.
+    DEVICE_METHOD u32 seen(const AttentionArgs& a, u32 token) const { return seen_keys(a, sequence, token); }
+
+    // The number of a page of the sequence; `NONE` where the table has no page of the cache.
+    DEVICE_METHOD u32 page(const AttentionArgs& a, u32 index) const {
+        if (index >= a.max_pages) return NONE;
+        const u32 page = a.page_table[u64(sequence) * a.max_pages + index];
+        return page < a.pages ? page : NONE;
+    }
+
+    // A head of a token in qkv: query heads come first, then key heads, then value heads.
+    DEVICE_METHOD const float* head_of(const AttentionArgs& a, u32 token, u32 head) const {
+        return a.qkv + (u64(token) * (a.query + 2 * a.kv) + head) * a.dim;
+    }
+    // An element of a query head, rotated where that is fused.
+    DEVICE_METHOD float query(const AttentionArgs& a, u32 token, u32 head, u32 i) const {
+        const float* row = head_of(a, token, head);
+        if (!a.slots) return row[i];
+        const Rotation rotation{a.cos, a.sin, a.context, a.dim / 2};
+        return rotation.element(row, a.positions[token], i);
+    }
+    // Elements of the token's own key and value, as the cache holds them.
+    template <typename T>
+    DEVICE_METHOD void new_element(const AttentionArgs& a, u32 token, u32 i, T& key, T& value) const {
+        float k = 0.0f;
+        float v = 0.0f;
+        if (i < a.dim) {
+            const Rotation rotation{a.cos, a.sin, a.context, a.dim / 2};
+            k = rotation.element(head_of(a, token, a.query + kv_head), a.positions[token], i);
+            v = head_of(a, token, a.query + a.kv + kv_head)[i];
+        }
+        to_cache(k, key);
+        to_cache(v, value);
     }
 };

@@ -43,17 +43,21 @@ struct TrineBlock {
     dim3 size, grid;
     unsigned char* shared;
 };
-// The head of a fiber's memory, in front of its stack.
+// What of a fiber the kernel's code looks at.
 struct TrineThread {
     uint3 index;
     const TrineBlock* block;
 };
 // A fiber's memory begins at a multiple of its size, so the stack pointer says which one runs.
-constexpr size_t TRINE_FIBER_BYTES = 256 * 1024;
-
+constexpr size_t TRINE_FIBER_BYTES = 128 * 1024;
+// Its head is near the end, at another distance from it for each of 64 neighbours: at the same one
+// all heads and stacks would share the few places of the CPU's cache that such addresses can take.
+DEVICE TrineThread* trine_head(size_t foot) {
+    return reinterpret_cast<TrineThread*>(foot + TRINE_FIBER_BYTES - 1024 - (foot / TRINE_FIBER_BYTES % 64) * 256);
+}
 DEVICE const TrineThread* trine_self() {
-    size_t here = reinterpret_cast<size_t>(__builtin_frame_address(0));
-    return reinterpret_cast<const TrineThread*>(here & ~(TRINE_FIBER_BYTES - 1));
+    const size_t here = reinterpret_cast<size_t>(__builtin_frame_address(0));
+    return trine_head(here & ~(TRINE_FIBER_BYTES - 1));
 }
 #define threadIdx (trine_self()->index)
 #define blockIdx (trine_self()->block->index)

@@ -5,6 +5,7 @@
 // that order runs as far as it can get: a warp gets ahead of the others by as much as the barriers
 // allow, which is where a missing barrier shows.
 #include "fibers.h"
+#include "races.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -28,7 +29,15 @@
 #include <ucontext.h>
 #endif
 
+void trine_access(const void* p, size_t bytes, bool write, bool atomic, const void* code);
+
 namespace {
+
+#ifdef TRINE_CHECKED
+constexpr bool CHECKED = true;
+#else
+constexpr bool CHECKED = false;
+#endif
 
 constexpr int MOST_THREADS = 1024;
 constexpr size_t PAGE = 4096;
@@ -47,22 +56,22 @@ struct Copy {
     const void* global;
     bool there;
     unsigned group;
+    const void* code;
 };
 
 struct Worker;
 
-// Lies at the foot of a fiber's memory; the stack comes down from the top towards it, with a page
-// between the two that faults.
-struct Fiber : TrineThread {
+// Lies at the top of a fiber's memory; the stack comes down from it to a page that faults.
+struct alignas(64) Fiber : TrineThread {
     Worker* worker;
     int number;
     State state;
     bool waited_for_previous;
     // What it waits at.
-    const char* name;
-    const char* file;
     int line;
     unsigned mask;
+    const char* file;
+    const char* name;
     void* lane;
     TrineFinish finish;
     // Asynchronous copies under way, and the number of the group that is being filled.
@@ -73,6 +82,7 @@ struct Fiber : TrineThread {
 #else
     ucontext_t context;
 #endif
+    char* foot() const { return reinterpret_cast<char*>(reinterpret_cast<size_t>(this) & ~(TRINE_FIBER_BYTES - 1)); }
 };
 
 struct Job {
@@ -103,6 +113,7 @@ uint64_t seed() {
 
 struct Worker {
     std::vector<Fiber*> fibers;
+    char* stacks = nullptr;
     unsigned char* shared = nullptr; // its end is a page that faults
     TrineBlock block;
     Job* job = nullptr;
@@ -114,6 +125,7 @@ struct Worker {
     uint64_t ready[MOST_THREADS / 64];
     unsigned waiting[MOST_THREADS / 32]; // lanes of a warp that wait for others of it
     uint64_t random = 0;
+    std::unique_ptr<Races> races{CHECKED ? new Races() : nullptr};
     bool late_copies = false;
 #if FAST_SWITCH
     void* stack = nullptr;
@@ -125,6 +137,17 @@ struct Worker {
     Fiber* fiber(int number);
     void draw_order();
     void set_ready(int number) { ready[rank[number] / 64] |= 1ull << rank[number] % 64; }
+    // The first of the ready, which is then the one that runs; null if there is none.
+    Fiber* next() {
+        if (failed) return nullptr;
+        for (int word = 0; 64 * word < count; word++) {
+            if (!ready[word]) continue;
+            const int bit = __builtin_ctzll(ready[word]);
+            ready[word] &= ready[word] - 1;
+            return running = fibers[order[64 * word + bit]];
+        }
+        return nullptr;
+    }
     void run_block(uint64_t number);
     void fail(Result result, const std::string& text);
     std::string stuck(const char* what) const;
@@ -139,25 +162,32 @@ __asm__(
     "    pushq %rbp\n    pushq %rbx\n    pushq %r12\n    pushq %r13\n    pushq %r14\n    pushq %r15\n"
     "    movq %rsp, (%rdi)\n    movq %rsi, %rsp\n"
     "    popq %r15\n    popq %r14\n    popq %r13\n    popq %r12\n    popq %rbx\n    popq %rbp\n"
-    "    ret\n.size trine_switch, . - trine_switch\n");
+    // Not `ret`, which the processor would predict to go where this was called.
+    "    popq %rcx\n    jmp *%rcx\n.size trine_switch, . - trine_switch\n");
 #endif
 
 Fiber* self() { return static_cast<Fiber*>(const_cast<TrineThread*>(trine_self())); }
 
-// Back to the worker, until it resumes this fiber.
+// To the next fiber that can run, or to the worker where none can; until this one is resumed.
 __attribute__((noinline)) void leave(Fiber* fiber) {
+    Worker* worker = fiber->worker;
+    Fiber* next = worker->next();
+    if (next == fiber) return;
 #if FAST_SWITCH
-    trine_switch(&fiber->stack, fiber->worker->stack);
+    trine_switch(&fiber->stack, next ? next->stack : worker->stack);
 #else
-    swapcontext(&fiber->context, &fiber->worker->context);
+    swapcontext(&fiber->context, next ? &next->context : &worker->context);
 #endif
 }
-void resume(Worker* worker, Fiber* fiber) {
+// Runs fibers until none can.
+void run_fibers(Worker* worker) {
+    Fiber* first = worker->next();
 #if FAST_SWITCH
-    trine_switch(&worker->stack, fiber->stack);
+    trine_switch(&worker->stack, first->stack);
 #else
-    swapcontext(&worker->context, &fiber->context);
+    swapcontext(&worker->context, &first->context);
 #endif
+    worker->running = nullptr;
 }
 
 void run_copies(Fiber* fiber, unsigned below) {
@@ -165,6 +195,8 @@ void run_copies(Fiber* fiber, unsigned below) {
     size_t done = 0;
     for (; done < copies.size() && copies[done].group < below; done++) {
         const Copy& copy = copies[done];
+        trine_access(copy.shared, 16, true, false, copy.code);
+        if (copy.there) trine_access(copy.global, 16, false, false, copy.code);
         if (copy.there) memcpy(copy.shared, copy.global, 16);
         else memset(copy.shared, 0, 16);
     }
@@ -187,7 +219,7 @@ void fiber_main() {
 // Makes the fiber begin at `fiber_main` when it is resumed.
 void begin(Fiber* fiber) {
 #if FAST_SWITCH
-    void** top = reinterpret_cast<void**>(reinterpret_cast<char*>(fiber) + TRINE_FIBER_BYTES);
+    void** top = reinterpret_cast<void**>(fiber);
     // Six registers, where to return to, and a word so that the stack is aligned as after a call.
     *--top = nullptr;
     *--top = reinterpret_cast<void*>(fiber_main);
@@ -196,8 +228,8 @@ void begin(Fiber* fiber) {
     fiber->stack = top;
 #else
     getcontext(&fiber->context);
-    fiber->context.uc_stack.ss_sp = reinterpret_cast<char*>(fiber) + 2 * PAGE;
-    fiber->context.uc_stack.ss_size = TRINE_FIBER_BYTES - 2 * PAGE;
+    fiber->context.uc_stack.ss_sp = fiber->foot() + PAGE;
+    fiber->context.uc_stack.ss_size = static_cast<size_t>(reinterpret_cast<char*>(fiber) - fiber->foot()) - PAGE;
     fiber->context.uc_link = nullptr;
     makecontext(&fiber->context, fiber_main, 0);
 #endif
@@ -240,16 +272,16 @@ void on_fault(int signal, siginfo_t* info, void* context) {
         return;
     }
     // A fault is synchronous, in the kernel's own code, so no lock is held.
-    const size_t at = reinterpret_cast<size_t>(info->si_addr), foot = reinterpret_cast<size_t>(worker->running);
+    const size_t at = reinterpret_cast<size_t>(info->si_addr), foot = reinterpret_cast<size_t>(worker->running->foot());
     char text[160];
-    if (at >= foot && at < foot + 2 * PAGE) snprintf(text, sizeof text, "a thread's stack overflowed");
+    if (at >= foot && at < foot + PAGE) snprintf(text, sizeof text, "a thread's stack overflowed");
     else if (info->si_code == SI_KERNEL) snprintf(text, sizeof text, "illegal access to a misaligned or impossible address");
     else snprintf(text, sizeof text, "illegal access to address %p", info->si_addr);
     worker->fail(ILLEGAL_ADDRESS, text);
     // Goes on in `fault_of_kernel`, on the fiber's stack.
     ucontext_t* machine = static_cast<ucontext_t*>(context);
     machine->uc_mcontext.gregs[REG_RIP] = static_cast<greg_t>(reinterpret_cast<size_t>(fault_of_kernel));
-    machine->uc_mcontext.gregs[REG_RSP] = static_cast<greg_t>(foot + TRINE_FIBER_BYTES - 8);
+    machine->uc_mcontext.gregs[REG_RSP] = reinterpret_cast<greg_t>(worker->running) - 8;
 }
 #endif
 
@@ -282,19 +314,17 @@ Worker::Worker() {
     unsigned char* memory = static_cast<unsigned char*>(reserve(MOST_SHARED + PAGE));
     mprotect(memory + MOST_SHARED, PAGE, PROT_NONE);
     shared = memory + MOST_SHARED;
+    // One more than needed, so that the first can begin at a multiple of the size.
+    stacks = static_cast<char*>(reserve((MOST_THREADS + 1) * TRINE_FIBER_BYTES));
+    stacks += -reinterpret_cast<size_t>(stacks) & (TRINE_FIBER_BYTES - 1);
 }
 
 Fiber* Worker::fiber(int number) {
     while (fibers.size() <= static_cast<size_t>(number)) {
-        // Aligned by reserving twice as much.
-        char* memory = static_cast<char*>(reserve(2 * TRINE_FIBER_BYTES));
-        const size_t skip = -reinterpret_cast<size_t>(memory) & (TRINE_FIBER_BYTES - 1);
-        if (skip) munmap(memory, skip);
-        munmap(memory + skip + TRINE_FIBER_BYTES, TRINE_FIBER_BYTES - skip);
-        memory += skip;
-        mprotect(memory + PAGE, PAGE, PROT_NONE);
-        static_assert(sizeof(Fiber) <= PAGE, "a fiber's head fits a page");
-        Fiber* fiber = new (memory) Fiber();
+        char* foot = stacks + fibers.size() * TRINE_FIBER_BYTES;
+        mprotect(foot, PAGE, PROT_NONE);
+        static_assert(sizeof(Fiber) <= 1024, "a fiber's head fits its place");
+        Fiber* fiber = new (trine_head(reinterpret_cast<size_t>(foot))) Fiber();
         fiber->worker = this;
         fiber->number = static_cast<int>(fibers.size());
         fiber->block = &block;
@@ -375,6 +405,7 @@ void Worker::run_block(uint64_t number) {
     random = mix(seed() + number);
     for (const char* c = job->kernel->name; *c; c++) random = mix(random + static_cast<unsigned char>(*c));
     late_copies = random >> 40 & 1;
+    if (races) races->barrier();
     memset(ready, 0, sizeof ready);
     memset(waiting, 0, sizeof waiting);
     draw_order();
@@ -389,20 +420,8 @@ void Worker::run_block(uint64_t number) {
         begin(f);
         set_ready(i);
     }
-    const int words = (count + 63) / 64;
-    while (!failed && alive) {
-        int word = 0;
-        while (word < words && !ready[word]) word++;
-        if (word == words) {
-            fail(LAUNCH_FAILED, stuck("deadlock:"));
-            break;
-        }
-        const int bit = __builtin_ctzll(ready[word]);
-        ready[word] &= ready[word] - 1;
-        running = fibers[order[word * 64 + bit]];
-        resume(this, running);
-        running = nullptr;
-    }
+    run_fibers(this);
+    if (!failed && alive) fail(LAUNCH_FAILED, stuck("deadlock:"));
 }
 
 // --- workers
@@ -508,6 +527,7 @@ extern "C" void trine_barrier(const char* file, int line) {
                 leave(fiber);
             }
         }
+        if (worker->races) worker->races->barrier();
         worker->draw_order();
         for (int i = 0; i < worker->count; i++) {
             worker->fibers[static_cast<size_t>(i)]->state = READY;
@@ -544,6 +564,7 @@ extern "C" void trine_warp(const char* name, unsigned mask, void* lane, TrineFin
         }
         if (same) {
             finish(brought, mask);
+            if (worker->races && strcmp(name, "__syncwarp") == 0) worker->races->sync_warp(warp, mask);
             waiting &= ~mask;
             for (int i = 0; i < 32; i++) {
                 if (!(mask >> i & 1)) continue;
@@ -556,6 +577,26 @@ extern "C" void trine_warp(const char* name, unsigned mask, void* lane, TrineFin
     leave(fiber);
 }
 
+// A kernel's access to memory, in the checked build. See `races.h`.
+void trine_access(const void* p, size_t bytes, bool write, bool atomic, const void* code) {
+    Worker* worker = CHECKED ? current : nullptr;
+    if (!worker || !worker->running) return;
+    // Stacks are their fibers' own, and what lanes bring to an operation of their warp.
+    const char* at = static_cast<const char*>(p);
+    if (at >= worker->stacks && at < worker->stacks + MOST_THREADS * TRINE_FIBER_BYTES) return;
+    Fiber* fiber = worker->running;
+    const std::string race = worker->races->access(fiber->number, p, bytes, write, atomic, code);
+    if (race.empty()) return;
+    worker->fail(LAUNCH_FAILED, race);
+    leave(fiber);
+}
+
+void trine_undefined(Result result, const char* what, const char* file, unsigned line) {
+    if (!current || !current->running) abort();
+    current->fail(result, std::string("undefined: ") + what + " (" + file + ":" + std::to_string(line) + ")");
+    leave(current->running);
+}
+
 extern "C" void trine_wait_for_previous_kernel() { self()->waited_for_previous = true; }
 
 // A copy may arrive at once or as late as the wait for it; which, is drawn for each block.
@@ -565,7 +606,10 @@ extern "C" void trine_copy_async(void* shared, const void* global, bool there) {
         fiber->worker->fail(MISALIGNED_ADDRESS, "copy_async of an address that is not a multiple of 16");
         leave(fiber);
     }
-    fiber->copies->push_back({shared, global, there, fiber->group});
+    const void* code = __builtin_return_address(0);
+    // It may write as soon as it is asked to.
+    trine_access(shared, 16, true, false, code);
+    fiber->copies->push_back({shared, global, there, fiber->group, code});
     if (!fiber->worker->late_copies) run_copies(fiber, fiber->group + 1);
 }
 extern "C" void trine_copy_async_commit() { self()->group++; }

@@ -50,6 +50,7 @@ size_t elf_bytes(const char* image) {
     if (head.e_ident[EI_CLASS] != ELFCLASS64 || head.e_machine != CUDA) return 0;
     size_t end = std::max<size_t>(head.e_shoff + size_t(head.e_shentsize) * head.e_shnum,
         head.e_phoff + size_t(head.e_phentsize) * head.e_phnum);
+    end = std::max(end, sizeof head);
     for (int i = 0; i < head.e_shnum; i++) {
         Elf64_Shdr section;
         memcpy(&section, image + head.e_shoff + size_t(head.e_shentsize) * static_cast<size_t>(i), sizeof section);

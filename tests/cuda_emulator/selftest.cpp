@@ -1,7 +1,7 @@
 // Tests of the emulator itself, through the driver API as a program finds it: `libcuda.so.1` by
-// dlopen. The argument is the folder of the library that has the test kernels too, then the names
-// of kernels that each lack one barrier.
+// dlopen. The argument is the folder of the library that has the test kernels too.
 #include <dlfcn.h>
+#include <elf.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -9,8 +9,6 @@
 #include <string.h>
 
 #include <algorithm>
-#include <fstream>
-#include <iterator>
 #include <random>
 #include <string>
 #include <vector>
@@ -40,7 +38,8 @@ static void check(A is, B wanted, const char* what, int line) {
 }
 
 static const char* const NAMES[] = {"test_mma_s8", "test_mma_bf16", "test_mma_f16", "test_exit", "test_two_barriers",
-    "test_lost_lane", "test_no_wait", "test_write", "test_overflow", "test_copy", "test_shuffle"};
+    "test_lost_lane", "test_no_wait", "test_write", "test_overflow", "test_misaligned", "test_shift", "test_copy",
+    "test_shuffle", "test_reduce", "test_reduce_without_1", "test_reduce_without_2", "rms_norm_quantize"};
 static std::string ptx = ".version 8.4\n.target sm_80\n";
 
 struct Args {
@@ -219,6 +218,8 @@ static void errors() {
     sticky("test_lost_lane", 64, 40, 719);
     sticky("test_no_wait", 32, 0, 719);
     sticky("test_write", 32, 1024, 700);
+    sticky("test_misaligned", 32, 4, 716);
+    sticky("test_shift", 32, 32, 719);
     sticky("test_overflow", 32, 512, 700, 512);
     call("trine_emulator_fail_next_launch", 702);
     sticky("test_write", 32, 0, 702);
@@ -307,7 +308,32 @@ static void streams() {
     CHECK(call("cuMemAlloc_v2", &p, size_t(16)), 0);
 }
 
-// --- the first kernel, and what it does without its barriers
+// --- barriers
+
+// How many of the sums of `reduce_block` are wrong, or -1 where the launch failed.
+static int wrong_sums(const char* name) {
+    Gpu gpu;
+    const unsigned blocks = 8;
+    std::vector<uint32_t> x(blocks * 256);
+    for (auto& v : x) v = static_cast<uint32_t>(rng());
+    const Ptr out = gpu.alloc(blocks * 256 * 8);
+    CHECK(gpu.launch(name, blocks, 256, Args{gpu.upload(x), 0, out, 0, 0}), 0);
+    if (gpu.sync()) return -1;
+    const auto got = gpu.download<uint32_t>(out, blocks * 512);
+    int wrong = 0;
+    for (unsigned i = 0; i < blocks * 256; i++) {
+        uint32_t sum = 0, squares = 0;
+        for (unsigned j = i / 256 * 256; j < i / 256 * 256 + 256; j++) {
+            sum += x[j];
+            squares += x[j] * x[j];
+        }
+        wrong += got[2 * i] != sum;
+        wrong += got[2 * i + 1] != squares;
+    }
+    return wrong;
+}
+
+// --- the first kernel
 
 struct NormArgs {
     Ptr input, gain, values, scales, sums, normed;
@@ -316,7 +342,7 @@ struct NormArgs {
     uint32_t padding;
 };
 // Whether the kernel's results are those of plain sums, within rounding.
-static bool norm_is_right(const char* name, unsigned rows, unsigned width) {
+static bool norm_is_right(unsigned rows, unsigned width) {
     Gpu gpu;
     const unsigned stride = (width + 255) / 256 * 256;
     std::vector<float> x(rows * width), gain(width);
@@ -324,7 +350,7 @@ static bool norm_is_right(const char* name, unsigned rows, unsigned width) {
     for (auto& v : gain) v = 0.5f + static_cast<float>(rng() % 100) / 100.0f;
     const Ptr values = gpu.alloc(rows * stride), scales = gpu.alloc(4 * rows), sums = gpu.alloc(4 * rows);
     const Ptr normed = gpu.alloc(4 * rows * width);
-    CHECK(gpu.launch(name, rows, 256, NormArgs{gpu.upload(x), gpu.upload(gain), values, scales, sums, normed, width,
+    CHECK(gpu.launch("rms_norm_quantize", rows, 256, NormArgs{gpu.upload(x), gpu.upload(gain), values, scales, sums, normed, width,
         stride, 1e-5f, 0}), 0);
     const auto q = gpu.download<signed char>(values, rows * stride);
     const auto s = gpu.download<float>(scales, rows);
@@ -350,6 +376,69 @@ static bool norm_is_right(const char* name, unsigned rows, unsigned width) {
     return right;
 }
 
+// --- what the environment asks for
+
+// The result of loading a cubin, without kernels, for some architecture.
+static int load_cubin(unsigned flags) {
+    Elf64_Ehdr head = {};
+    memcpy(head.e_ident, ELFMAG, SELFMAG);
+    head.e_ident[EI_CLASS] = ELFCLASS64;
+    head.e_machine = 190;
+    head.e_flags = flags;
+    void* module = nullptr;
+    return call("cuModuleLoadData", &module, static_cast<const void*>(&head));
+}
+constexpr unsigned SM_80 = 0x500550, SM_90A = 0x5a0d5a; // as NVRTC 12.4 writes them
+
+// In a process of its own, started with the environment to test.
+static void probe(const std::string& what) {
+    int devices = 0, version = 0;
+    CHECK(call("cuDriverGetVersion", &version), 0);
+    if (what == "no device") {
+        CHECK(call("cuInit", 0u), 100);
+        CHECK(call("cuDeviceGetCount", &devices), 3);
+        return;
+    }
+    CHECK(call("cuInit", 0u), 0);
+    CHECK(call("cuDeviceGetCount", &devices), 0);
+    Gpu gpu;
+    if (what == "old") {
+        CHECK(devices, 3);
+        CHECK(version, 11080);
+        int major = 0, minor = 0, shared = 0;
+        CHECK(call("cuDeviceComputeCapability", &major, &minor, 2), 0);
+        CHECK(10 * major + minor, 86);
+        CHECK(call("cuDeviceGetAttribute", &shared, 97, 0), 0);
+        CHECK(shared, 99 * 1024);
+        CHECK(load_cubin(SM_80), 0);
+        CHECK(load_cubin(SM_90A), 209);
+        // PTX 8.4 is newer than the driver.
+        void* module = nullptr;
+        CHECK(call("cuModuleLoadData", &module, static_cast<const void*>(".version 8.4\n.target sm_80\n")), 222);
+    } else if (what == "small") {
+        size_t free_bytes = 0, total = 0;
+        const Ptr first = gpu.alloc(1000);
+        CHECK(call("cuMemGetInfo_v2", &free_bytes, &total), 0);
+        CHECK(total, 4096u);
+        CHECK(free_bytes, 3072u);
+        Ptr p = 0;
+        CHECK(call("cuMemAlloc_v2", &p, size_t(3073)), 2);
+        CHECK(call("cuMemAlloc_v2", &p, size_t(3072)), 0);
+        CHECK(call("cuMemFree_v2", first), 0);
+        gpu.alloc(1024);
+        CHECK(load_cubin(SM_90A), 0);
+        CHECK(load_cubin(SM_80), 209);
+    } else {
+        const Ptr out = gpu.alloc(16);
+        const Args args{out, out, out, 0, 0};
+        CHECK(gpu.launch("test_write", 1, 32, args), 0);
+        CHECK(gpu.sync(), 0);
+        // Behind the end, and found at once.
+        CHECK(gpu.launch("test_write", 1, 32, Args{out, out, out, what == "check" ? 17u : 1u, 0}), 0);
+        CHECK(gpu.sync(), 700);
+    }
+}
+
 int main(int count, char** arguments) {
     if (count < 2) return 2;
     const std::string folder = arguments[1];
@@ -359,6 +448,24 @@ int main(int count, char** arguments) {
         fprintf(stderr, "%s\n", dlerror());
         return 1;
     }
+    for (const char* name : NAMES) ptx += std::string(".visible .entry ") + name + "(\n)\n";
+    if (count > 3) {
+        if (strcmp(arguments[3], "old") == 0) ptx.replace(0, 12, ".version 7.0");
+        probe(arguments[3]);
+        return failures ? 1 : 0;
+    }
+    auto in_environment = [&](const char* variables, const char* what) {
+        const std::string command =
+            std::string("TRINE_EMULATOR_") + variables + " '" + arguments[0] + "' '" + folder + "' - '" + what + "'";
+        CHECK(system(command.c_str()), 0);
+    };
+    in_environment("DEVICES=0", "no device");
+    in_environment("DEVICES=3 TRINE_EMULATOR_CC=8.6 TRINE_EMULATOR_DRIVER=11080", "old");
+    in_environment("MEMORY=4096", "small");
+    fprintf(stderr, "(two errors are wanted) ");
+    in_environment("FAIL_LAUNCH=2", "fail");
+    in_environment("CHECK=1", "check");
+
     int version = 0, devices = 0;
     CHECK(call("cuDeviceGetCount", &devices), 3);
     CHECK(call("cuInit", 0u), 0);
@@ -366,24 +473,21 @@ int main(int count, char** arguments) {
     CHECK(version, 12080);
     CHECK(call("cuDeviceGetCount", &devices), 0);
     CHECK(devices, 1);
-    for (const char* name : NAMES) ptx += std::string(".visible .entry ") + name + "(\n)\n";
-    ptx += ".visible .entry rms_norm_quantize(\n)\n";
-    for (int i = 2; i < count; i++) ptx += std::string(".visible .entry ") + arguments[i] + "(\n)\n";
 
     built_ins();
     mma();
     shuffles_and_copies();
     errors();
     streams();
-    for (unsigned width : {1u, 3u, 255u, 256u, 257u, 1000u, 2560u}) {
-        CHECK(norm_is_right("rms_norm_quantize", 5, width), true);
+    CHECK(wrong_sums("test_reduce"), 0);
+    // The checked build finds the race itself.
+    const bool checked = count > 2 && strcmp(arguments[2], "checked") == 0;
+    for (const char* name : {"test_reduce_without_1", "test_reduce_without_2"}) {
+        if (checked) fprintf(stderr, "(a race is wanted) ");
+        const int wrong = wrong_sums(name);
+        CHECK(checked ? wrong == -1 : wrong > 0, true);
     }
-    for (int i = 2; i < count; i++) {
-        if (norm_is_right(arguments[i], 5, 1000)) {
-            fprintf(stderr, "%s lacks a barrier and nothing was wrong\n", arguments[i]);
-            failures++;
-        }
-    }
+    for (unsigned width : {1u, 3u, 255u, 256u, 257u, 1000u, 2560u}) CHECK(norm_is_right(5, width), true);
     if (!failures) fprintf(stderr, "CUDA emulator: all of its tests pass\n");
     return failures ? 1 : 0;
 }

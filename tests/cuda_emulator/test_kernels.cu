@@ -9,6 +9,8 @@ struct TestArgs {
     u32 padding;
 };
 
+#ifndef REDUCE
+
 // One warp: fragments loaded as the prelude says, from row-major A and column-major B (n × k).
 template <typename T, typename C, int K, void (*mma)(C (&)[4], const u32 (&)[4], const u32 (&)[2])>
 DEVICE void test_mma(const TestArgs& a) {
@@ -59,6 +61,14 @@ KERNEL(test_write, TestArgs, 32) {
     wait_for_previous_kernel();
     if (threadIdx.x == 0) a.out[a.n] = 1;
 }
+KERNEL(test_misaligned, TestArgs, 32) {
+    wait_for_previous_kernel();
+    *reinterpret_cast<uint4*>(a.out) = *reinterpret_cast<const uint4*>(a.in + a.n);
+}
+KERNEL(test_shift, TestArgs, 32) {
+    wait_for_previous_kernel();
+    *reinterpret_cast<u32*>(a.out) = 1u << a.n;
+}
 KERNEL(test_overflow, TestArgs, 32) {
     wait_for_previous_kernel();
     DYNAMIC_SHARED(shared);
@@ -104,4 +114,21 @@ KERNEL(test_shuffle, TestArgs, 64) {
     out[2] = static_cast<u32>(wide >> 33);
     if (lane < 16) out[3] = __any_sync(0xffffu, lane == 5);
     else out[3] = 2 + __all_sync(0xffff0000u, lane >= 16);
+}
+
+#endif // REDUCE
+
+// Sums of what threads have, twice with the same shared memory: needs both of `reduce_block`'s
+// barriers. Compiled again without each of them, as `test_reduce_without_1` and `_2`.
+#ifndef REDUCE
+#define REDUCE test_reduce
+#endif
+#define NAMED_KERNEL(name, Args, threads) KERNEL(name, Args, threads)
+NAMED_KERNEL(REDUCE, TestArgs, 256) {
+    wait_for_previous_kernel();
+    const u32* in = reinterpret_cast<const u32*>(a.in);
+    u32* out = reinterpret_cast<u32*>(a.out) + 2 * (blockIdx.x * 256 + threadIdx.x);
+    const u32 x = in[blockIdx.x * 256 + threadIdx.x];
+    out[0] = reduce_block(x, Add());
+    out[1] = reduce_block(x * x, Add());
 }

@@ -8,21 +8,29 @@
 //! with its neighbours: integers are exact, and floats are added in an order that is fixed per row.
 //! A device's memory and its work belong to one thread at a time.
 
+mod bandwidth;
 mod device;
 mod embed;
+mod fuse;
+mod gate_norm_quantize;
 mod inputs;
+mod kv;
 mod launch;
 mod lm_head;
 mod lm_head_screen;
 mod memory;
 mod module;
+mod packed;
+mod paged_attention;
+mod power;
 mod record;
 mod rms_norm;
 mod rms_norm_quantize;
+mod rope_append_kv;
 mod sample;
 mod score;
 mod table;
-mod todo;
+mod ternary_matmul;
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -30,11 +38,15 @@ use std::time::Instant;
 
 use cudarc::driver::{CudaGraph, result, sys};
 
+pub use bandwidth::{copy_bandwidth, free_memory};
 pub use device::{GpuInfo, choose, gpus};
 pub use launch::Kernel;
 pub use memory::Buffer;
 pub use module::ptx;
+pub use packed::TernaryMatrix;
+pub use power::{PowerMeter, PowerReading};
 pub use record::Recorder;
+pub use ternary_matmul::MatmulForm;
 
 use super::ops::check_len;
 use super::{Backend, DeviceInfo, Element, KvLayout, RecordStep, Stats, StepKey};
@@ -43,10 +55,10 @@ use crate::tensor::HostTable;
 use crate::ternary::TernaryRows;
 use device::Device;
 use inputs::Inputs;
+use kv::KvCache;
 use launch::Launch;
 use memory::{Owned, Pinned};
 use table::Table;
-use todo::{KvCache, TernaryMatrix};
 
 /// How to run on an NVIDIA GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +71,8 @@ pub struct CudaOptions {
     /// Let kernels start before those in front of them end (programmatic dependent launch), on GPUs
     /// that can, from compute capability 9.0 on.
     pub overlapped: bool,
+    /// The kernels of ternary products, where the number of rows is not to choose them.
+    pub matmul: Option<MatmulForm>,
     /// How the best token is found where nothing else is asked of the logits.
     pub head: Head,
 }
@@ -78,7 +92,7 @@ pub enum Head {
 
 impl Default for CudaOptions {
     fn default() -> Self {
-        Self { fused: true, replay: true, overlapped: true, head: Head::Full }
+        Self { fused: true, replay: true, overlapped: true, matmul: None, head: Head::Full }
     }
 }
 
@@ -96,6 +110,11 @@ impl CudaOptions {
     /// With or without overlapped launches.
     pub fn overlapped(mut self, overlapped: bool) -> Self {
         self.overlapped = overlapped;
+        self
+    }
+    /// With these kernels for ternary products; fused ones take [`MatmulForm::Few`].
+    pub fn matmul(mut self, form: MatmulForm) -> Self {
+        self.matmul = Some(form);
         self
     }
     /// With a full or a screened head.
@@ -415,15 +434,21 @@ impl Backend for Cuda {
 
 /// Every kernel that the host launches, for tests that compare them with what was compiled.
 pub fn all_kernels() -> Vec<Kernel> {
-    [
+    let mut kernels = ternary_matmul::kernels();
+    for more in [
         embed::KERNELS,
+        gate_norm_quantize::KERNELS,
         inputs::KERNELS,
         lm_head::KERNELS,
         lm_head_screen::KERNELS,
+        paged_attention::KERNELS,
         rms_norm::KERNELS,
         rms_norm_quantize::KERNELS,
+        rope_append_kv::KERNELS,
         sample::KERNELS,
         score::KERNELS,
-    ]
-    .concat()
+    ] {
+        kernels.extend(more);
+    }
+    kernels
 }

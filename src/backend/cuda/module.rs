@@ -34,16 +34,25 @@ macro_rules! artefacts {
 
 static ARTEFACTS: &[Artefact] = artefacts![
     "embed",
+    "gate_norm_quantize",
     "lm_head",
     "lm_head_f32",
     "lm_head_quantize",
     "lm_head_rows",
+    "paged_attention",
+    "paged_attention_combine",
+    "paged_attention_mma",
     "rms_norm",
     "rms_norm_quantize",
+    "rope_append_kv",
     "sample",
     "sample_greedy",
     "scatter",
     "score",
+    "ternary_matmul",
+    "ternary_matmul_fused",
+    "ternary_matmul_mma",
+    "ternary_matmul_tiled",
 ];
 
 /// The PTX of a file of kernels, for tests that compare it with what the host says of them.

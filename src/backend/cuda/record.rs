@@ -1,12 +1,18 @@
 //! The recorder: ops become launches, after those that follow each other were fused.
 
+use std::collections::VecDeque;
 use std::rc::Rc;
 
 use super::Cuda;
+use super::fuse::fuse;
+use super::gate_norm_quantize::Gate;
 use super::launch::Launch;
 use super::lm_head::Head;
 use super::memory::Owned;
+use super::paged_attention::Attention;
 use super::rms_norm_quantize::Quantize;
+use super::rope_append_kv::Rope;
+use super::ternary_matmul::{FusedMatmul, Matmul};
 use crate::backend::ops::{self, Quantized};
 use crate::backend::{LogitUse, Record, StepKey};
 use crate::error::RunError;
@@ -25,6 +31,11 @@ pub(super) enum Op {
     /// An output head, which may be screened for the op behind it.
     Head(Head),
     Quantize(Quantize),
+    Matmul(Matmul),
+    Gate(Gate),
+    FusedMatmul(FusedMatmul),
+    Rope(Rope),
+    Attention(Box<Attention>),
 }
 
 /// Quantised rows in device memory.
@@ -76,12 +87,20 @@ impl<'r> Recorder<'r> {
 
     /// The launches of all ops.
     pub(super) fn finish(mut self) -> Result<Vec<Launch>, RunError> {
-        let ops = std::mem::take(&mut self.ops);
+        let mut ops = std::mem::take(&mut self.ops);
+        if self.cuda.options.fused {
+            ops = fuse(ops, &self.key);
+        }
         let mut launches = Vec::new();
         for op in ops {
             match op {
                 Op::Launches(more) | Op::Head(Head { launches: more, .. }) => launches.extend(more),
                 Op::Quantize(op) => launches.extend(op.launches()),
+                Op::Matmul(op) => launches.extend(op.launches(self.cuda)),
+                Op::Gate(op) => launches.extend(op.launches(self.cuda)?),
+                Op::FusedMatmul(op) => launches.push(op.launch(self.cuda)),
+                Op::Rope(op) => launches.extend(op.launches()),
+                Op::Attention(op) => launches.extend(op.launches(self.cuda, &self.key)?),
             }
         }
         Ok(launches)
@@ -107,20 +126,28 @@ impl Record<Cuda> for Recorder<'_> {
         Ok(())
     }
 
-    fn ternary_matmul(&mut self, _op: ops::TernaryMatmul<'_, Cuda>) -> Result<(), RunError> {
-        super::todo::op("ternary_matmul")
+    fn ternary_matmul(&mut self, op: ops::TernaryMatmul<'_, Cuda>) -> Result<(), RunError> {
+        let op = Matmul::new(&op)?;
+        self.push(Op::Matmul(op));
+        Ok(())
     }
 
-    fn rope_append_kv(&mut self, _op: ops::RopeAppendKv<'_, Cuda>) -> Result<(), RunError> {
-        super::todo::op("rope_append_kv")
+    fn rope_append_kv(&mut self, op: ops::RopeAppendKv<'_, Cuda>) -> Result<(), RunError> {
+        let op = Rope::new(&op)?;
+        self.push(Op::Rope(op));
+        Ok(())
     }
 
-    fn paged_attention(&mut self, _op: ops::PagedAttention<'_, Cuda>) -> Result<(), RunError> {
-        super::todo::op("paged_attention")
+    fn paged_attention(&mut self, op: ops::PagedAttention<'_, Cuda>) -> Result<(), RunError> {
+        let op = Attention::new(&op)?;
+        self.push(Op::Attention(Box::new(op)));
+        Ok(())
     }
 
-    fn gate_norm_quantize(&mut self, _op: ops::GateNormQuantize<'_, Cuda>) -> Result<(), RunError> {
-        super::todo::op("gate_norm_quantize")
+    fn gate_norm_quantize(&mut self, op: ops::GateNormQuantize<'_, Cuda>) -> Result<(), RunError> {
+        let op = Gate::new(op)?;
+        self.push(Op::Gate(op));
+        Ok(())
     }
 
     fn lm_head(&mut self, op: ops::LmHead<'_, Cuda>) -> Result<(), RunError> {
