@@ -75,6 +75,22 @@ void trine_undefined(Result result, const char* what, const char* file, unsigned
     }
 UNDEFINED(type_mismatch_v1, MISALIGNED_ADDRESS, "an address that its type's alignment forbids")
 UNDEFINED(shift_out_of_bounds, LAUNCH_FAILED, "a shift by too many bits")
-UNDEFINED(float_cast_overflow, LAUNCH_FAILED, "a float that the integer's type does not hold")
 UNDEFINED(out_of_bounds, LAUNCH_FAILED, "an index beyond its array")
 UNDEFINED(divrem_overflow, LAUNCH_FAILED, "a division by zero")
+
+struct Type {
+    unsigned short kind, bits;
+};
+struct Conversion {
+    Place place;
+    const Type* from;
+    const Type* to;
+};
+// NaN may be converted where nothing depends on the result, as in `exp_exact`.
+extern "C" void __ubsan_handle_float_cast_overflow(const Conversion* at, size_t value) {
+    const bool nan = at->from->bits == 32
+        ? (value & 0x7fffffffu) > 0x7f800000u
+        : (value & 0x7fffffffffffffffull) > 0x7ff0000000000000ull;
+    if (nan) return;
+    trine_undefined(LAUNCH_FAILED, "a float that the integer's type does not hold", at->place.file, at->place.line);
+}
