@@ -6,7 +6,7 @@
 #                                                       writes RESULTS/*.json, *.jsonl and *.log
 #
 # Parts, all of them if none is named; each stays below ten minutes on an H100-class GPU:
-#   tests       the machine, `trine devices --test`, the test binaries
+#   tests       `trine devices --test`, the test binaries
 #   sanitizer   compute-sanitizer on the op tests (CUDA); memcheck and racecheck are its halves
 #   bench       each op; decode steps of 1 to 256 sequences, prompts; `trine bench`
 #   soak        logits alone and among 1 to 256 others; 10,000 decode steps and what memory does
@@ -90,7 +90,6 @@ machine() {
 }
 
 part_tests() {
-    machine > "$results/machine.log" 2>&1
     try devices 60 devices.json "$folder/trine" devices --json
     try devices-test 200 devices-test.txt "$folder/trine" devices --test
     local tests=("${GENERIC[@]}")
@@ -203,6 +202,7 @@ run() {
     [ $# -gt 0 ] || set -- "${PARTS[@]}"
     local before
     before=$(wc -l < "$results/summary.jsonl")
+    machine > "$results/machine.log" 2>&1
     for part in "$@"; do "part_$part"; done
     # All calls so far, as one document.
     python3 - "$results/summary.jsonl" "$results/summary.json" <<'PYTHON' || true
