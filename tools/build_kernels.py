@@ -32,12 +32,8 @@ WHEELS = ["nvidia-cuda-nvrtc-cu12==12.4.127", "nvidia-cuda-nvcc-cu12==12.4.131"]
 
 # No contraction: a fused multiply-add is where a kernel writes one.
 OPTIONS = ["--std=c++17", "--fmad=false"]
-# Name of the output, what NVRTC is told, whether it is a cubin.
-TARGETS = [
-    ("ptx", "compute_80", False),
-    ("sm_80.cubin", "sm_80", True),
-    ("sm_90a.cubin", "sm_90a", True),
-]
+# The PTX of the first is kept too, for the driver to compile.
+ARCHITECTURES = ["sm_80", "sm_90a"]
 BUDGET = PREBUILT / "budget.json"
 FIELDS = ["registers", "shared", "stack", "spills"]
 
@@ -88,8 +84,8 @@ class Nvrtc:
         self.call(f"nvrtcGet{what}", program, data)
         return data.raw
 
-    def compile(self, name, source, headers, architecture, cubin):
-        """What the source compiles to. No path goes in: names are those of the files alone."""
+    def compile(self, name, source, headers, architecture):
+        """The PTX of a source. No path goes in: names are those of the files alone."""
         program = ctypes.c_void_p()
         names = (ctypes.c_char_p * len(headers))(*[n.encode() for n in headers])
         texts = (ctypes.c_char_p * len(headers))(*headers.values())
@@ -110,23 +106,23 @@ class Nvrtc:
         log = self.text(program, "ProgramLog").rstrip(b"\0").decode().strip()
         if log:
             print(log, file=sys.stderr)
-        if cubin:
-            return self.text(program, "CUBIN")
         return self.text(program, "PTX").rstrip(b"\0")
 
 
-def usage(ptxas, ptx, architecture):
-    """What ptxas says of each kernel of some PTX."""
+def assemble(ptxas, ptx, architecture):
+    """The machine code of some PTX, and what ptxas says of each of its kernels."""
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "kernel.ptx"
-        source.write_bytes(ptx)
+        # Names without a folder, since the machine code may hold them.
+        (Path(folder) / "kernel.ptx").write_bytes(ptx)
         done = subprocess.run(
-            [ptxas, "-v", f"--gpu-name={architecture}", "--output-file", Path(folder) / "kernel.cubin", source],
+            [ptxas, "-v", f"--gpu-name={architecture}", "--output-file", "kernel.cubin", "kernel.ptx"],
             capture_output=True,
             text=True,
+            cwd=folder,
         )
-    if done.returncode:
-        fail(f"ptxas for {architecture}: {done.stderr}")
+        if done.returncode:
+            fail(f"ptxas for {architecture}: {done.stderr}")
+        cubin = (Path(folder) / "kernel.cubin").read_bytes()
     kernels, name = {}, None
     for line in done.stderr.splitlines():
         if match := re.search(r"Function properties for (\w+)", line):
@@ -142,7 +138,7 @@ def usage(ptxas, ptx, architecture):
     for kernel, found in kernels.items():
         if set(found) != set(FIELDS):
             fail(f"ptxas says of {kernel} only {found}: {done.stderr}")
-    return {k: {f: kernels[k][f] for f in FIELDS} for k in sorted(kernels)}
+    return cubin, {k: {f: kernels[k][f] for f in FIELDS} for k in sorted(kernels)}
 
 
 def build(nvrtc, folder, source):
@@ -150,16 +146,13 @@ def build(nvrtc, folder, source):
     headers = {h.name: h.read_bytes() for h in sorted(KERNELS.glob("*.cuh"))}
     outputs, used = {}, {}
     ptxas = folder / "cuda_nvcc" / "bin" / "ptxas"
-    for suffix, architecture, cubin in TARGETS:
-        data = nvrtc.compile(source.name, source.read_bytes(), headers, architecture, cubin)
-        outputs[f"{source.stem}.{suffix}"] = data
-        if cubin:
-            ptx = nvrtc.compile(
-                source.name, source.read_bytes(), headers, architecture.replace("sm_", "compute_"), False
-            )
-            if architecture == "sm_80" and ptx != outputs[f"{source.stem}.ptx"]:
-                fail(f"{source.name}: sm_80 is not made from the PTX of compute_80")
-            used[architecture] = usage(ptxas, ptx, architecture)
+    for architecture in ARCHITECTURES:
+        virtual = architecture.replace("sm_", "compute_")
+        ptx = nvrtc.compile(source.name, source.read_bytes(), headers, virtual)
+        if architecture == ARCHITECTURES[0]:
+            outputs[f"{source.stem}.ptx"] = ptx
+        cubin, used[architecture] = assemble(ptxas, ptx, architecture)
+        outputs[f"{source.stem}.{architecture}.cubin"] = cubin
     return outputs, used
 
 

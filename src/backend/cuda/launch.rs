@@ -52,7 +52,7 @@ pub(super) struct Launch {
     /// The argument, on 16 bytes as a struct of pointers asks for.
     pub(super) args: Args,
     /// What the argument points to, kept for as long as the launch may be repeated.
-    pub(super) memory: Vec<Rc<Owned>>,
+    _memory: Vec<Rc<Owned>>,
 }
 
 #[repr(C, align(16))]
@@ -72,7 +72,7 @@ impl Launch {
         let mut bytes = Args([0; ARGS_BYTES]);
         bytes.0[..size_of::<A>()].copy_from_slice(bytemuck::bytes_of(args));
         let memory = memory.iter().map(|&memory| Rc::clone(memory)).collect();
-        Self { kernel, grid, shared: 0, args: bytes, memory }
+        Self { kernel, grid, shared: 0, args: bytes, _memory: memory }
     }
 
     /// With this much dynamic shared memory.
