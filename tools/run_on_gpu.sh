@@ -130,8 +130,8 @@ sanitize() {
         "$folder/bench_cuda" --device "$device" --quick --repetitions 1
     # Tests of single ops; the tool makes kernels some ten to a hundred times slower.
     for test in "${CUDA[@]}"; do
-        case $test in cuda_attention | cuda_head | cuda_matmul | cuda_sample | cuda_ops) ;; *) continue ;; esac
-        try "$tool-$test" 120 "$tool-$test.txt" env TRINE_REQUIRE_CUDA=1 \
+        case $test in cuda_model | cuda_kernels | cuda_faults) continue ;; esac
+        try "$tool-$test" 100 "$tool-$test.txt" env TRINE_REQUIRE_CUDA=1 \
             "$sanitizer" "${options[@]}" "$folder/$test" --test-threads=1
     done
 }
