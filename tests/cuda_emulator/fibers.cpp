@@ -168,9 +168,17 @@ __asm__(
 
 Fiber* self() { return static_cast<Fiber*>(const_cast<TrineThread*>(trine_self())); }
 
+// In the checked build: whether the last write of the running fiber raced.
+void check_last_write(Worker* worker) {
+    if (!worker->races || worker->failed) return;
+    const std::string race = worker->races->last();
+    if (!race.empty()) worker->fail(LAUNCH_FAILED, race);
+}
+
 // To the next fiber that can run, or to the worker where none can; until this one is resumed.
 __attribute__((noinline)) void leave(Fiber* fiber) {
     Worker* worker = fiber->worker;
+    check_last_write(worker);
     Fiber* next = worker->next();
     if (next == fiber) return;
 #if FAST_SWITCH
@@ -527,6 +535,7 @@ extern "C" void trine_barrier(const char* file, int line) {
                 leave(fiber);
             }
         }
+        check_last_write(worker);
         if (worker->races) worker->races->barrier();
         worker->draw_order();
         for (int i = 0; i < worker->count; i++) {
@@ -565,6 +574,7 @@ extern "C" void trine_warp(const char* name, unsigned mask, void* lane, TrineFin
         if (same) {
             finish(brought, mask);
             if (worker->races && strcmp(name, "__syncwarp") == 0) worker->races->sync_warp(warp, mask);
+            else if (worker->races) worker->races->exchange(warp, mask);
             waiting &= ~mask;
             for (int i = 0; i < 32; i++) {
                 if (!(mask >> i & 1)) continue;
