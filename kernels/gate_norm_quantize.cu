@@ -23,11 +23,11 @@ KERNEL(gate_norm_quantize, GateNormQuantizeArgs, THREADS) {
     const u32 row = blockIdx.x;
     const float* gate = a.gate_up + 2 * u64(row) * a.width;
     const float* up = gate + a.width;
-    // The products, which the norm goes over three times.
+    // The products, which the norm goes over three times, each thread over its own until a reduction
+    // has shown them to all.
     float* products =
         a.products ? a.products + u64(row) * a.width : reinterpret_cast<float*>(memory);
     for (u32 i = threadIdx.x; i < a.width; i += THREADS) products[i] = gated(a.activation, gate[i], up[i]);
-    __syncthreads();
     const NormedRow x(products, a.gain, a.width, a.eps);
     const float scale = x.scale();
     i32 sum = 0;

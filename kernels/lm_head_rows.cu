@@ -16,6 +16,10 @@ struct LmHeadRowsArgs {
     u32* parts;
     // What logits of the row are multiplied by.
     float* factors;
+    // For `lm_head_screen`, and null without it: parts of int8, bounds, and floors to be reset.
+    u8* screen;
+    float4* bounds;
+    u32* floors;
     u32 width;
     // First entry of `gather` that is used.
     u32 first;
@@ -73,6 +77,42 @@ DEVICE Parts split(float x, float y) {
     return Parts{high_x | high_y << 16, low_x | low_y << 16};
 }
 
+// A row in 15 bits, as two parts of int8, `128 high + low`: a step has 64 elements, of which lane `t`
+// has 16 and each of two instructions takes 8, the high and the low parts of 4 in turns.
+DEVICE void screen_row(const LmHeadRowsArgs& a, const NormedRow& x, u32 row, u32 most, float scale) {
+    const bool sound = most < INFINITE_BITS && most != 0;
+    const float largest = __uint_as_float(most) * scale;
+    const float unit = sound ? __fdiv_rn(largest, 16256.0f) : 0.0f;
+    const float inverse = sound ? __fdiv_rn(16256.0f, largest) : 0.0f;
+    float squares = 0.0f;
+    // All that the blocks of the table's copy have: 256 elements each.
+    for (u32 word = threadIdx.x; word < (a.width + 255) / 256 * 64; word += THREADS) {
+        u32 high = 0, low = 0;
+        for (u32 b = 0; b < 4; b++) {
+            const u32 i = 4 * word + b;
+            const float value = sound && i < a.width ? x[i] * scale : 0.0f;
+            squares = __fmaf_rn(value, value, squares);
+            const float rounded = rintf(value * inverse);
+            const float top = rintf(rounded * 0.0078125f);
+            high |= (static_cast<u32>(static_cast<i32>(top)) & 0xffu) << (8 * b);
+            low |= (static_cast<u32>(static_cast<i32>(rounded - 128.0f * top)) & 0xffu) << (8 * b);
+        }
+        const u32 step = word / 16, t = word % 16 / 4, half = word % 4 / 2, second = word % 2;
+        u32* parts = reinterpret_cast<u32*>(a.screen) + (((step * 2 + half) * a.rows + row) * 4 + t) * 4 + second * 2;
+        parts[0] = high;
+        parts[1] = low;
+    }
+    squares = reduce_block(squares, Add());
+    if (threadIdx.x != 0) return;
+    const float norm = __fsqrt_rn(squares) * 1.001f;
+    // Half a unit of each element, and what rounds the element itself.
+    const float quantized = 0.504f * unit * __fsqrt_rn(static_cast<float>(a.width));
+    // Of `lm_head`: its parts, and 4 instructions for 32 elements. Then the few roundings of the bound.
+    const float rounded = 1.6e-5f + 18.0f * 1.2e-7f * static_cast<float>(4 * a.steps);
+    a.bounds[row] = make_float4(unit, 1.0001f * norm, 1.0001f * (quantized + rounded * norm), 0.0f);
+    a.floors[row] = most < INFINITE_BITS ? 0 : NOT_FINITE;
+}
+
 template <typename Float>
 DEVICE void lm_head_rows(const LmHeadRowsArgs& a) {
     wait_for_previous_kernel();
@@ -93,6 +133,7 @@ DEVICE void lm_head_rows(const LmHeadRowsArgs& a) {
             for (u32 i = threadIdx.x; i < a.width; i += THREADS) normed[i] = 0.0f;
         }
         if (threadIdx.x == 0) a.factors[row] = 1.0f;
+        if (a.screen) screen_row(a, NormedRow(nullptr, nullptr, 0, 0.0f), row, 0, 0.0f);
         return;
     }
     const NormedRow x(a.input + u64(source) * a.width, a.gain, a.width, a.eps);
@@ -108,6 +149,7 @@ DEVICE void lm_head_rows(const LmHeadRowsArgs& a) {
     // `power_of_two` of both signs must be a normal number.
     const i32 exponent = min(137 - static_cast<i32>(most >> 23), 126);
     const float scale = power_of_two(static_cast<float>(exponent));
+    if (a.screen) screen_row(a, x, row, most, scale);
     for (u32 p = threadIdx.x; p < pairs; p += THREADS) {
         Parts pair = {Float::NAN_PAIR, Float::NAN_PAIR};
         if (finite) {

@@ -124,6 +124,7 @@ DEVICE void paged_attention(const AttentionArgs& a) {
                 for (int r = 0; r < ROWS; r++) scores[r] = __uint_as_float(NAN_BITS);
             } else {
                 const T* key = cache_row(keys, page * PAGE + thread % PAGE, tile.kv_head, a.kv, a.stride);
+#pragma unroll 1
                 for (u32 e = 0; e < a.stride; e += 8) {
                     float k[8];
                     load_eight(key + e, k);
@@ -171,6 +172,7 @@ DEVICE void paged_attention(const AttentionArgs& a) {
                 left[r] = seen_of[r] > start ? seen_of[r] - start : 0;
             }
             const u32 end = min(most - start, KEYS);
+#pragma unroll 2
             for (u32 key = group; key < end; key += groups) {
                 const u32 page = pages[key / PAGE];
                 if (page == NONE) continue; // its weights are NaN, and so is their sum
@@ -190,6 +192,7 @@ DEVICE void paged_attention(const AttentionArgs& a) {
             const u32 q = item % quads;
             if (r >= rows) continue;
             float4 one = sums[r * THREADS + q];
+#pragma unroll 1
             for (u32 g = 1; g < groups; g++) one = add(one, sums[r * THREADS + g * quads + q]);
             if (a.parts) {
                 const u32 head = tile.head + r % tile.heads;

@@ -23,8 +23,11 @@
 constexpr u32 PART = 64;
 constexpr u32 TILE = 16;
 
-// Warps of a block, for heads of `chunks` times 64 elements: what has room in 99 KiB.
-DEVICE constexpr u32 warps(int chunks) { return chunks <= 2 ? 4 : 2; }
+// Of heads of `chunks` (1, 2 or 4) times 64 elements: warps of a block by keys, and 16 rows each that
+// a block by rows has. What has room in 99 KiB.
+DEVICE constexpr u32 key_warps(int chunks) { return chunks <= 2 ? 4 : 2; }
+DEVICE constexpr u32 row_warps(int chunks) { return chunks <= 2 ? 4 : 2; }
+constexpr int MMA_THREADS = 128;
 // Bytes of a row in shared memory.
 DEVICE constexpr u32 row_bytes(int chunks) { return 128 * chunks; }
 
@@ -102,7 +105,6 @@ DEVICE void score(float (&scores)[8][4], const u8* high, const u8* low, Key key)
         }
 #pragma unroll
         for (int c = 0; c < 2 * CHUNKS; c++) {
-            if (AHEAD == 0 && CHUNKS > 2) __syncwarp(); // keeps loads from being moved up here
             const u32 at = lane_of_key<CHUNKS>(c);
             const u32 below = 8 * row_bytes(CHUNKS);
             const uint4 l0 = load_piece(low + at);
@@ -181,7 +183,7 @@ DEVICE void soften(Weights& w, float (&scores)[8][4], const float (&factor)[2], 
 template <int CHUNKS>
 DEVICE void take_nan_out(u8* values, u32* nan_of, u32& found, u32 from) {
 #pragma unroll 1
-    for (u32 i = from * 8 * CHUNKS + threadIdx.x; i < PART * 8 * CHUNKS; i += warps(CHUNKS) * WARP) {
+    for (u32 i = from * 8 * CHUNKS + threadIdx.x; i < PART * 8 * CHUNKS; i += MMA_THREADS) {
         const u32 row = i / (8 * CHUNKS);
         const u32 piece = i % (8 * CHUNKS);
         u16* at = reinterpret_cast<u16*>(values + row * row_bytes(CHUNKS) + piece_of_value(piece, row));
@@ -198,35 +200,29 @@ DEVICE void take_nan_out(u8* values, u32* nan_of, u32& found, u32 from) {
     }
 }
 
-// Step 4, for 64 elements of the values, of them the `SUMS` from `8 g + first` on. Of row `g + 8 r`,
-// `one[j][2 r + i]` is element `16 t + 8 i + first + j`.
-template <int CHUNKS, int SUMS>
-DEVICE void weigh(float (&one)[SUMS][4], const Weights& w, const u8* values, int chunk, int first) {
+// Step 4, for 64 elements of the values. Of row `g + 8 r`, `one[j][2 r + i]` is element
+// `16 t + 8 i + j`.
+template <int CHUNKS>
+DEVICE void weigh(float (&one)[8][4], const Weights& w, const u8* values, int chunk) {
     values += lane_of_value<CHUNKS>(chunk);
 #pragma unroll
-    for (int j = 0; j < SUMS; j++) {
+    for (int j = 0; j < 8; j++) {
         for (int i = 0; i < 4; i++) one[j][i] = 0.0f;
     }
 #pragma unroll
     for (int k = 0; k < 4; k++) {
-        // The sums' two elements of each row, by pairs.
-        u32 words[SUMS / 2][4];
+        // Pairs of elements, of four keys.
+        u32 words[4][4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const u8* row = values + (16 * k + i % 2 + 8 * (i / 2)) * row_bytes(CHUNKS);
-            if (SUMS == 8) {
-                const uint4 piece = load_piece(row);
-                words[0][i] = piece.x;
-                words[SUMS / 8][i] = piece.y;
-                words[SUMS / 4][i] = piece.z;
-                words[SUMS / 2 - 1][i] = piece.w;
-            } else {
-                // Not whole pieces: they would stay in registers for the other sums.
-                words[0][i] = *reinterpret_cast<const u32*>(row + 2 * first);
-            }
+            const uint4 piece = load_piece(values + (16 * k + i % 2 + 8 * (i / 2)) * row_bytes(CHUNKS));
+            words[0][i] = piece.x;
+            words[1][i] = piece.y;
+            words[2][i] = piece.z;
+            words[3][i] = piece.w;
         }
 #pragma unroll
-        for (int j = 0; j < SUMS; j++) {
+        for (int j = 0; j < 8; j++) {
             const u32 (&word)[4] = words[j / 2];
             const u32 halves = j % 2 ? 0x7632 : 0x5410;
             const u32 b[2] = {__byte_perm(word[0], word[1], halves), __byte_perm(word[2], word[3], halves)};
@@ -246,7 +242,7 @@ DEVICE void store_eight(float* to, const float (&one)[8][4], int which) {
 // A warp for each part of the keys: a token of a sequence, and up to 16 query heads.
 template <int CHUNKS>
 DEVICE void by_keys(const AttentionArgs& a) {
-    constexpr u32 WARPS = warps(CHUNKS);
+    constexpr u32 WARPS = key_warps(CHUNKS);
     constexpr u32 ROW = row_bytes(CHUNKS);
     constexpr u32 QUADS = 16 * CHUNKS;
     DYNAMIC_SHARED(memory);
@@ -366,7 +362,7 @@ DEVICE void by_keys(const AttentionArgs& a) {
 #pragma unroll 1
             for (int chunk = 0; chunk < CHUNKS; chunk++) {
                 float one[8][4];
-                weigh<CHUNKS, 8>(one, w, values, chunk, 0);
+                weigh<CHUNKS>(one, w, values, chunk);
                 __syncwarp(); // all lanes have read these values
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
@@ -428,8 +424,8 @@ DEVICE void by_keys(const AttentionArgs& a) {
 template <int CHUNKS, bool KEYS>
 DEVICE void stage(u8* to, const AttentionArgs& a, const AttentionTile& tile, const u32 (&page)[2], u32 visible) {
     u16* cache = static_cast<u16*>(KEYS ? a.keys : a.values);
-#pragma unroll CHUNKS <= 2 ? 4 : 1
-    for (u32 i = threadIdx.x; i < PART * 8 * CHUNKS; i += warps(CHUNKS) * WARP) {
+#pragma unroll 4
+    for (u32 i = threadIdx.x; i < PART * 8 * CHUNKS; i += MMA_THREADS) {
         const u32 row = i / (8 * CHUNKS);
         const u32 piece = i % (8 * CHUNKS);
         const u32 of = row < PAGE ? page[0] : page[1];
@@ -441,72 +437,72 @@ DEVICE void stage(u8* to, const AttentionArgs& a, const AttentionTile& tile, con
     copy_async_commit();
 }
 
-// A warp for each 16 rows; they share keys and values.
+// A warp for each 16 rows, of wide heads two that have half of the elements each; all of them share
+// keys and values.
 template <int CHUNKS>
 DEVICE void by_rows(const AttentionArgs& a) {
-    constexpr u32 WARPS = warps(CHUNKS);
     constexpr u32 ROW = row_bytes(CHUNKS);
+    constexpr u32 ROWS = row_warps(CHUNKS) * TILE;
+    constexpr int OWN = CHUNKS <= 2 ? CHUNKS : CHUNKS / 2;
     DYNAMIC_SHARED(memory);
-    __shared__ u32 seen_of[WARPS * TILE];
-    __shared__ float factors[WARPS * TILE];
-    __shared__ float all_highest[WARPS * TILE];
-    __shared__ float all_sum[WARPS * TILE];
+    __shared__ u32 seen_of[ROWS];
+    __shared__ float factors[ROWS];
+    // Of each warp's rows, after the parts so far.
+    __shared__ float all_highest[MMA_THREADS / WARP][TILE];
+    __shared__ float all_sum[MMA_THREADS / WARP][TILE];
+    // Pages of a part, in turns with those of the next.
+    __shared__ u32 pages[2][PART / PAGE];
     __shared__ u32 nan_of[64 * CHUNKS];
     __shared__ u32 nan_found;
     const u32 warp = threadIdx.x / WARP;
     const u32 lane = threadIdx.x % WARP;
     const u32 g = lane / 4;
     const u32 t = lane % 4;
+    const u32 first_row = warp % row_warps(CHUNKS) * TILE;
+    const u32 first_chunk = warp / row_warps(CHUNKS) * OWN;
     u8* keys = memory;
     u8* values = keys + PART * ROW;
-    u8* high = values + PART * ROW + warp * 2 * TILE * ROW;
+    u8* high = values + PART * ROW + first_row * 2 * ROW;
     u8* low = high + TILE * ROW;
 
     wait_for_previous_kernel();
     let_next_kernel_start();
-    const AttentionTile tile(a, WARPS * WARP);
+    const AttentionTile tile(a, MMA_THREADS);
     if (tile.tokens == 0) return;
     const u32 rows = tile.rows();
-    for (u32 r = threadIdx.x; r < WARPS * TILE; r += WARPS * WARP) {
+    for (u32 r = threadIdx.x; r < ROWS; r += MMA_THREADS) {
         seen_of[r] = r < rows ? tile.seen(a, tile.first + r / tile.heads) : 0;
     }
+    if (threadIdx.x < PART / PAGE) pages[0][threadIdx.x] = tile.page(a, threadIdx.x);
     __syncthreads();
-    // What each row of the block sees, any of them, and any of the warp's. In shared memory, as what
-    // else is not needed often: the sums take all registers.
-    __shared__ u32 least_seen;
-    __shared__ u32 warp_most[WARPS];
-    u32 most = 0;
+    // What each row of the block sees, any of them, and any of the warp's.
     u32 least = NONE;
-    u32 of_warp = 0;
+    u32 most = 0;
+    u32 warp_most = 0;
     for (u32 r = 0; r < rows; r++) {
         least = min(least, seen_of[r]);
         most = max(most, seen_of[r]);
-        if (r / TILE == warp) of_warp = max(of_warp, seen_of[r]);
+        if (r / TILE == first_row / TILE) warp_most = max(warp_most, seen_of[r]);
     }
-    least_seen = least;
-    warp_most[warp] = of_warp;
-    const u32 own = warp * TILE + g;
-
-    // Pages of a part, in turns with those of the next.
-    __shared__ u32 pages[2][PART / PAGE];
-    if (threadIdx.x < PART / PAGE) pages[0][threadIdx.x] = tile.page(a, threadIdx.x);
-    __syncthreads();
     if (most > 0) stage<CHUNKS, true>(keys, a, tile, pages[0], min(most, PART));
 
-    for (u32 r = 0; r < TILE; r++) {
-        const u32 row = warp * TILE + r;
-        const bool there = row < rows && seen_of[row] > 0;
-        const u32 token = tile.first + row / tile.heads;
-        const float factor = stage_query<CHUNKS>(high, low, r, there, a, tile, token, tile.head + row % tile.heads);
-        if (lane == 0) {
-            factors[row] = factor;
-            all_highest[row] = nothing_yet();
-            all_sum[row] = 0.0f;
+    if (first_chunk == 0) {
+        for (u32 r = 0; r < TILE; r++) {
+            const u32 row = first_row + r;
+            const bool there = row < rows && seen_of[row] > 0;
+            const u32 token = tile.first + row / tile.heads;
+            const u32 head = tile.head + row % tile.heads;
+            const float factor = stage_query<CHUNKS>(high, low, r, there, a, tile, token, head);
+            if (lane == 0) factors[row] = factor;
         }
     }
-    float all[CHUNKS][8][4];
+    if (lane < TILE) {
+        all_highest[warp][lane] = nothing_yet();
+        all_sum[warp][lane] = 0.0f;
+    }
+    float all[OWN][8][4];
 #pragma unroll
-    for (int c = 0; c < CHUNKS; c++) {
+    for (int c = 0; c < OWN; c++) {
         for (int j = 0; j < 8; j++) {
             for (int i = 0; i < 4; i++) all[c][j][i] = 0.0f;
         }
@@ -514,20 +510,24 @@ DEVICE void by_rows(const AttentionArgs& a) {
 
     for (u32 start = 0; start < most; start += PART) {
         const u32 visible = min(most - start, PART);
-        const u32 left[2] = {seen_of[own] > start ? min(seen_of[own] - start, PART) : 0,
-            seen_of[own + 8] > start ? min(seen_of[own + 8] - start, PART) : 0};
-        const bool sees = start < warp_most[warp];
-        const bool masked = least_seen < start + visible;
+        const u32 next = start + PART;
+        const u32 (&page)[2] = pages[start / PART % 2];
+        u32 (&next_page)[2] = pages[next / PART % 2];
+        const bool sees = start < warp_most;
+        const bool masked = least < start + visible;
+        u32 left[2];
+        for (int r = 0; r < 2; r++) {
+            const u32 seen = seen_of[first_row + g + 8 * r];
+            left[r] = seen > start ? min(seen - start, PART) : 0;
+        }
 
         copy_async_wait<0>();
-        __syncthreads(); // keys are there, and values have been used
-        const u32 (&page)[2] = pages[start / PART % 2];
+        __syncthreads(); // keys and queries are there, and values have been used
         stage<CHUNKS, false>(values, a, tile, page, visible);
-        const u32 next = start + PART;
-        u32 next_page = 0;
-        if (threadIdx.x < PART / PAGE) next_page = tile.page(a, next / PAGE + threadIdx.x);
+        u32 found = 0;
+        if (threadIdx.x < PART / PAGE) found = tile.page(a, next / PAGE + threadIdx.x);
         if (masked) {
-            for (u32 i = threadIdx.x; i < 64 * CHUNKS; i += WARPS * WARP) nan_of[i] = PART;
+            for (u32 i = threadIdx.x; i < 64 * CHUNKS; i += MMA_THREADS) nan_of[i] = PART;
             nan_found = 0;
         }
         Weights w;
@@ -537,58 +537,49 @@ DEVICE void by_rows(const AttentionArgs& a) {
             score<CHUNKS, 0>(scores, high, low, [&](int n, int c) {
                 return load_piece(keys + lane_of_key<CHUNKS>(c) + 8 * n * ROW);
             });
-            const float factor[2] = {factors[own], factors[own + 8]};
+            const float factor[2] = {factors[first_row + g], factors[first_row + g + 8]};
             // Of pages that the part sees.
             const bool bad[2] = {page[0] == NONE, visible > PAGE && page[1] == NONE};
             soften(w, scores, factor, left, bad);
+            float sum[2];
             for (int r = 0; r < 2; r++) {
-                join[r] = Join(all_highest[own + 8 * r], w.highest[r]);
-                const float sum = join[r](all_sum[own + 8 * r], w.sum[r]);
-                __syncwarp(); // all four lanes of a row have read
-                if (t == 0) {
-                    all_highest[own + 8 * r] = join[r].highest;
-                    all_sum[own + 8 * r] = sum;
-                }
+                join[r] = Join(all_highest[warp][g + 8 * r], w.highest[r]);
+                sum[r] = join[r](all_sum[warp][g + 8 * r], w.sum[r]);
+            }
+            __syncwarp(); // all four lanes of a row have read
+            for (int r = 0; r < 2; r++) {
+                if (t == 0) all_highest[warp][g + 8 * r] = join[r].highest;
+                if (t == 0) all_sum[warp][g + 8 * r] = sum[r];
             }
         }
-        if (threadIdx.x < PART / PAGE) pages[next / PART % 2][threadIdx.x] = next_page;
+        if (threadIdx.x < PART / PAGE) next_page[threadIdx.x] = found;
         copy_async_wait<0>();
         __syncthreads(); // values are there, and keys have been used
-        if (next < most) stage<CHUNKS, true>(keys, a, tile, pages[next / PART % 2], min(most - next, PART));
+        if (next < most) stage<CHUNKS, true>(keys, a, tile, next_page, min(most - next, PART));
         if (masked) {
-            take_nan_out<CHUNKS>(values, nan_of, nan_found, least_seen > start ? least_seen - start : 0);
+            take_nan_out<CHUNKS>(values, nan_of, nan_found, least > start ? least - start : 0);
             __syncthreads();
         }
-        if (sees) {
-            // Wide heads leave registers for few sums at a time.
-            constexpr int SUMS = CHUNKS <= 2 ? 8 : 2;
+        if (!sees) continue;
 #pragma unroll
-            for (int c = 0; c < 8 / SUMS * CHUNKS; c++) {
-                const int chunk = c / (8 / SUMS);
-                const int first = c % (8 / SUMS) * SUMS;
-                float one[SUMS][4];
-                if (SUMS < 8) __syncwarp(); // keeps loads from being moved up here
-                weigh<CHUNKS, SUMS>(one, w, values, chunk, first);
+        for (int c = 0; c < OWN; c++) {
+            float one[8][4];
+            weigh<CHUNKS>(one, w, values, first_chunk + c);
 #pragma unroll
-                for (int j = 0; j < SUMS; j++) {
+            for (int j = 0; j < 8; j++) {
 #pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        float& sum_of = all[chunk][first + j][i];
-                        sum_of = join[i / 2](sum_of, one[j][i]);
-                    }
-                }
+                for (int i = 0; i < 4; i++) all[c][j][i] = join[i / 2](all[c][j][i], one[j][i]);
             }
-            if (masked && nan_found) {
+        }
+        if (!masked || nan_found == 0) continue;
 #pragma unroll
-                for (int c = 0; c < CHUNKS; c++) {
+        for (int c = 0; c < OWN; c++) {
 #pragma unroll
-                    for (int j = 0; j < 8; j++) {
+            for (int j = 0; j < 8; j++) {
 #pragma unroll
-                        for (int i = 0; i < 4; i++) {
-                            const u32 first = nan_of[64 * c + 16 * t + 8 * (i % 2) + j];
-                            if (first < left[i / 2]) all[c][j][i] = __uint_as_float(NAN_BITS);
-                        }
-                    }
+                for (int i = 0; i < 4; i++) {
+                    const u32 key = nan_of[64 * (first_chunk + c) + 16 * t + 8 * (i % 2) + j];
+                    if (key < left[i / 2]) all[c][j][i] = __uint_as_float(NAN_BITS);
                 }
             }
         }
@@ -597,25 +588,25 @@ DEVICE void by_rows(const AttentionArgs& a) {
     __syncwarp(); // the sums
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        const u32 row = own + 8 * (i / 2);
+        const u32 row = first_row + g + 8 * (i / 2);
         if (row >= rows) continue;
         const bool there = seen_of[row] > 0;
+        const float sum = all_sum[warp][g + 8 * (i / 2)];
         float* to = a.output + (u64(tile.first + row / tile.heads) * a.query + tile.head + row % tile.heads) * a.dim;
 #pragma unroll
-        for (int c = 0; c < CHUNKS; c++) {
-            const u32 element = 64 * c + 16 * t + 8 * (i % 2);
+        for (int c = 0; c < OWN; c++) {
+            const u32 element = 64 * (first_chunk + c) + 16 * t + 8 * (i % 2);
             if (element >= a.dim) continue;
 #pragma unroll
-            for (int j = 0; j < 8; j++) all[c][j][i] = there ? attended(all[c][j][i], all_sum[row]) : 0.0f;
+            for (int j = 0; j < 8; j++) all[c][j][i] = there ? attended(all[c][j][i], sum) : 0.0f;
             store_eight(to + element, all[c], i);
         }
     }
 }
 
 #define FORMS(chunks) \
-    KERNEL(paged_attention_mma_keys_##chunks, AttentionArgs, int(warps(chunks) * WARP)) { by_keys<chunks>(a); } \
-    KERNEL(paged_attention_mma_rows_##chunks, AttentionArgs, int(warps(chunks) * WARP)) { by_rows<chunks>(a); }
+    KERNEL(paged_attention_mma_keys_##chunks, AttentionArgs, int(key_warps(chunks) * WARP)) { by_keys<chunks>(a); } \
+    KERNEL(paged_attention_mma_rows_##chunks, AttentionArgs, MMA_THREADS) { by_rows<chunks>(a); }
 FORMS(1)
 FORMS(2)
-FORMS(3)
 FORMS(4)

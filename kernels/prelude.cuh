@@ -258,6 +258,8 @@ constexpr u32 CODES = 0x03030303u;
 constexpr u32 CODES_TIMES_4 = 0x0c0c0c0cu;
 
 DEVICE u32 lane_of_warp() { return threadIdx.x % WARP; }
+// The number of this warp in its block, of which the shuffle tells the compiler that all lanes have it.
+DEVICE u32 warp_of_block() { return __shfl_sync(0xffffffffu, threadIdx.x / WARP, 0); }
 
 DEVICE u32 word_of(const uint4& v, int j) { return j == 0 ? v.x : j == 1 ? v.y : j == 2 ? v.z : v.w; }
 
@@ -373,7 +375,7 @@ struct TernaryUnits {
     // `units` are those of the block, which its `warps` share evenly.
     DEVICE_METHOD TernaryUnits(const uint4* block, u32 units, u32 cut, u64 jump, u32 warps)
         : weights(block + lane_of_warp()), cut(cut), jump(jump) {
-        const u32 warp = threadIdx.x / WARP;
+        const u32 warp = warp_of_block();
         first = warp * units / warps;
         last = (warp + 1) * units / warps;
 #pragma unroll

@@ -24,7 +24,8 @@ struct TernaryMatmulArgs {
     u32 padding;
 };
 
-constexpr u32 MOST_PAIRS = 16;
+// A thread has one feature in the end.
+constexpr u32 MOST_PAIRS = THREADS / TERNARY_PAIR;
 // Units that a warp loads before the first is used: with 8 KiB for each of 16 warps on a
 // multiprocessor, more than twice the bytes that keep an H100's memory busy.
 constexpr int DEPTH = 4;
@@ -38,19 +39,30 @@ DEVICE void few_rows(const TernaryMatmulArgs& a) {
     TernaryUnits<DEPTH> units(weights, pairs * a.blocks, pairs * a.blocks, 0, THREADS / WARP);
     let_next_kernel_start();
     for (u32 i = threadIdx.x; i < pairs * TERNARY_PAIR * ROWS; i += THREADS) products[i] = 0;
+    // What the end needs is loaded early.
+    const u32 feature = first * TERNARY_PAIR + threadIdx.x;
+    const bool mine = threadIdx.x < pairs * TERNARY_PAIR && feature < a.features;
+    const float weight_scale = mine ? a.weight_scales[feature] : 0.0f;
     __syncthreads();
     wait_for_previous_kernel();
+    float* out = a.output + a.column + feature;
+    float scales[ROWS];
+    float before[ROWS];
+    i32 sums[ROWS];
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+        scales[r] = a.scales[r];
+        sums[r] = a.sums[r];
+        before[r] = a.add && mine ? out[u64(r) * a.stride] : 0.0f;
+    }
     units.multiply(Product(), a.blocks, a.values, a.blocks * TERNARY_BLOCK, ROWS, products);
     __syncthreads();
-    for (u32 i = threadIdx.x; i < pairs * TERNARY_PAIR * ROWS; i += THREADS) {
-        const u32 row = i % ROWS;
-        const u32 feature = first * TERNARY_PAIR + i / ROWS;
-        if (feature < a.features) {
-            const float quotient = __fdiv_rn(a.weight_scales[feature], a.scales[row]);
-            const float y = ternary_product(products[i] - a.sums[row], quotient);
-            float* out = a.output + u64(row) * a.stride + a.column + feature;
-            *out = a.add ? *out + y : y;
-        }
+    if (!mine) return;
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+        const float quotient = __fdiv_rn(weight_scale, scales[r]);
+        const float y = ternary_product(products[threadIdx.x * ROWS + r] - sums[r], quotient);
+        out[u64(r) * a.stride] = a.add ? before[r] + y : y;
     }
 }
 

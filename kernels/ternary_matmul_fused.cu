@@ -29,13 +29,23 @@ struct TernaryMatmulFusedArgs {
 };
 
 // With a gate: as many of the gate's as of up's.
-constexpr u32 MOST_PAIRS = 16;
+constexpr u32 MOST_PAIRS = THREADS / TERNARY_PAIR;
 // As in `ternary_matmul.cu`.
 constexpr int DEPTH = 4;
 // Bytes between quantised rows beyond their length, so that rows begin in different banks.
 constexpr u32 PADDING = 64;
 // Elements of a row that a thread loads at once.
-constexpr u32 AT_ONCE = 12;
+constexpr u32 AT_ONCE = 14;
+constexpr u32 WORDS_AT_ONCE = 4;
+
+// Four neighbours, a byte each. `x + 1.5 · 2^23` rounds x half to even and has it in its low bits;
+// nothing is beyond ±127.5, which scales and rounding see to, so nothing is clamped.
+DEVICE u32 quantized(const float4& x, float scale) {
+    constexpr float ROUND = 12582912.0f;
+    auto rounded = [=](float y) { return __float_as_uint(y * scale + ROUND); };
+    return __byte_perm(__byte_perm(rounded(x.x), rounded(x.y), 0x0040),
+        __byte_perm(rounded(x.z), rounded(x.w), 0x0040), 0x5410);
+}
 
 // Norms a row into `normed` and quantises it into `values`, with the bits of the prelude's
 // `NormedRow`: the same threads add the same squares in the same order. Answers the scale; adds the
@@ -48,48 +58,61 @@ DEVICE float quantize(const float* row, const float* gain, const TernaryMatmulFu
         float x[AT_ONCE];
 #pragma unroll
         for (u32 i = 0; i < AT_ONCE; i++) {
-            const u32 at = base + i * THREADS;
-            x[i] = at < a.width ? row[at] : 0.0f;
+            x[i] = row[min(base + i * THREADS, a.width - 1)];
         }
 #pragma unroll
         for (u32 i = 0; i < AT_ONCE; i++) {
             const u32 at = base + i * THREADS;
             if (at < a.width) squares = __fmaf_rn(x[i], x[i], squares);
-            if (at < padded) normed[at] = x[i];
+            if (at < padded) normed[at] = at < a.width ? x[i] : 0.0f;
         }
     }
-    u32 most = 0;
+    float inverse = 1.0f;
     if (gain) {
         copy_async_wait<0>(); // the gain's; the reduction's barrier follows
         const float mean = __fdiv_rn(reduce_block(squares, Add()), static_cast<float>(a.width));
-        const float inverse = __fdiv_rn(1.0f, __fsqrt_rn(mean + a.eps));
-#pragma unroll 4
-        for (u32 i = threadIdx.x; i < a.width; i += THREADS) {
-            const float y = normed[i] * inverse * gain[i];
-            normed[i] = y;
-            most = max(most, magnitude_bits(y));
+        inverse = __fdiv_rn(1.0f, __fsqrt_rn(mean + a.eps));
+    }
+    // Several elements are read before the first is written, which hides what each read takes.
+    u32 most = 0;
+    for (u32 base = threadIdx.x; base < a.width; base += AT_ONCE * THREADS) {
+        float x[AT_ONCE];
+#pragma unroll
+        for (u32 i = 0; i < AT_ONCE; i++) {
+            // This thread's own, also where there is no more of the row.
+            const u32 at = base + i * THREADS < a.width ? base + i * THREADS : base;
+            x[i] = gain ? normed[at] * inverse * gain[at] : normed[at];
         }
-    } else {
-#pragma unroll 4
-        for (u32 i = threadIdx.x; i < a.width; i += THREADS) most = max(most, magnitude_bits(normed[i]));
+#pragma unroll
+        for (u32 i = 0; i < AT_ONCE; i++) {
+            const u32 at = base + i * THREADS;
+            if (at < a.width) {
+                most = max(most, magnitude_bits(x[i]));
+                normed[at] = x[i];
+            }
+        }
     }
     most = reduce_block(most, Most()); // its barriers also show all of the row to all
     const bool finite = most < INFINITE_BITS;
     const float scale = finite ? __fdiv_rn(127.0f, fmaxf(__uint_as_float(most), 1e-5f))
                                : __uint_as_float(NAN_BITS);
     i32 part = 0;
-#pragma unroll 2
-    for (u32 word = threadIdx.x; word < padded / 4; word += THREADS) {
-        // `x + 1.5 · 2^23` rounds x half to even and has it in its low bits. Nothing is beyond
-        // ±127.5, which scales and rounding allow for, so nothing is clamped.
-        const float4 x = reinterpret_cast<const float4*>(normed)[word];
-        const u32 low = __byte_perm(__float_as_uint(x.x * scale + 12582912.0f),
-            __float_as_uint(x.y * scale + 12582912.0f), 0x0040);
-        const u32 high = __byte_perm(__float_as_uint(x.z * scale + 12582912.0f),
-            __float_as_uint(x.w * scale + 12582912.0f), 0x0040);
-        const u32 four = finite ? __byte_perm(low, high, 0x5410) : 0;
-        values[word] = four;
-        part = __dp4a(i32(four), 0x01010101, part);
+    for (u32 base = threadIdx.x; base < padded / 4; base += WORDS_AT_ONCE * THREADS) {
+        float4 x[WORDS_AT_ONCE];
+#pragma unroll
+        for (u32 i = 0; i < WORDS_AT_ONCE; i++) {
+            const u32 word = base + i * THREADS;
+            if (word < padded / 4) x[i] = reinterpret_cast<const float4*>(normed)[word];
+        }
+#pragma unroll
+        for (u32 i = 0; i < WORDS_AT_ONCE; i++) {
+            const u32 word = base + i * THREADS;
+            if (word < padded / 4) {
+                const u32 four = finite ? quantized(x[i], scale) : 0;
+                values[word] = four;
+                part = __dp4a(i32(four), 0x01010101, part);
+            }
+        }
     }
     part = reduce_warp(part, Add());
     if (lane_of_warp() == 0) atomicAdd(sum, part);
@@ -124,7 +147,11 @@ DEVICE void fused(const TernaryMatmulFusedArgs& a) {
     let_next_kernel_start();
     for (u32 i = threadIdx.x; i < all_pairs * TERNARY_PAIR * ROWS; i += THREADS) products[i] = 0;
     if (threadIdx.x < ROWS) row_sums[threadIdx.x] = 0;
-    __syncthreads();
+    // A thread has one feature in the end; what it needs for that is loaded early.
+    const u32 feature = first * TERNARY_PAIR + threadIdx.x;
+    const bool mine = threadIdx.x < pairs * TERNARY_PAIR && feature < a.features;
+    const float weight_scale = mine ? a.weight_scales[feature] : 0.0f;
+    const float up_scale = GATE && mine ? a.weight_scales[a.features + feature] : 0.0f;
     wait_for_previous_kernel();
 
     float scales[ROWS];
@@ -134,29 +161,27 @@ DEVICE void fused(const TernaryMatmulFusedArgs& a) {
         u32* to = reinterpret_cast<u32*>(values + r * row_bytes);
         scales[r] = quantize(a.input + u64(r) * a.width, a.gain ? gain : nullptr, a, normed, to, &row_sums[r]);
     }
+    float* out = a.output + a.column + feature;
+    float before[ROWS];
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) before[r] = !GATE && a.add && mine ? out[u64(r) * a.stride] : 0.0f;
     __syncthreads();
     units.multiply(Product(), a.blocks, values, row_bytes, ROWS, products);
     __syncthreads();
 
-    const u32 count = pairs * TERNARY_PAIR;
+    if (!mine) return;
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
-        for (u32 i = threadIdx.x; i < count; i += THREADS) {
-            const u32 feature = first * TERNARY_PAIR + i;
-            if (feature < a.features) {
-                const float quotient = __fdiv_rn(a.weight_scales[feature], scales[r]);
-                const float y = ternary_product(products[i * ROWS + r] - row_sums[r], quotient);
-                float* out = a.output + u64(r) * a.stride + a.column + feature;
-                if (GATE) {
-                    const float up_quotient =
-                        __fdiv_rn(a.weight_scales[a.features + feature], scales[r]);
-                    const i32 up = products[(count + i) * ROWS + r] - row_sums[r];
-                    *out = gated(a.activation, y, ternary_product(up, up_quotient));
-                } else {
-                    *out = a.add ? *out + y : y;
-                }
-            }
+        const i32 sum = products[threadIdx.x * ROWS + r] - row_sums[r];
+        float y = ternary_product(sum, __fdiv_rn(weight_scale, scales[r]));
+        if (GATE) {
+            const u32 up_row = pairs * TERNARY_PAIR + threadIdx.x;
+            const i32 up = products[up_row * ROWS + r] - row_sums[r];
+            y = gated(a.activation, y, ternary_product(up, __fdiv_rn(up_scale, scales[r])));
+        } else if (a.add) {
+            y = before[r] + y;
         }
+        out[u64(r) * a.stride] = y;
     }
 }
 

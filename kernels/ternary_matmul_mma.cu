@@ -61,8 +61,17 @@ DEVICE void some_rows(const TernaryMatmulMmaArgs& a) {
     }
     let_next_kernel_start();
     for (u32 i = threadIdx.x; i < ROWS * STRIDE; i += THREADS) products[i] = 0;
+    // A thread has one feature in the end, of several rows; what it needs is loaded early.
+    const u32 feature = blockIdx.x * FEATURES + threadIdx.x % FEATURES;
+    const float weight_scale = feature < a.features ? a.weight_scales[feature] : 0.0f;
     __syncthreads();
     wait_for_previous_kernel();
+    __shared__ float row_scales[ROWS];
+    __shared__ i32 row_sums[ROWS];
+    if (threadIdx.x < ROWS && blockIdx.y * ROWS + threadIdx.x < a.rows) {
+        row_scales[threadIdx.x] = a.scales[blockIdx.y * ROWS + threadIdx.x];
+        row_sums[threadIdx.x] = a.sums[blockIdx.y * ROWS + threadIdx.x];
+    }
 
     // In 16-byte vectors.
     u32 x[ROW_TILES];
@@ -129,23 +138,20 @@ DEVICE void some_rows(const TernaryMatmulMmaArgs& a) {
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     const u32 row = 8 * n + 2 * t + i % 2;
-                    const u32 feature = TERNARY_PAIR * p + 8 * (i / 2) + g;
-                    atomicAdd(&products[row * STRIDE + feature], sums[p][n][i]);
+                    const u32 column = TERNARY_PAIR * p + 8 * (i / 2) + g;
+                    atomicAdd(&products[row * STRIDE + column], sums[p][n][i]);
                 }
             }
         }
     }
     __syncthreads();
-    for (u32 i = threadIdx.x; i < ROWS * FEATURES; i += THREADS) {
-        const u32 row = blockIdx.y * ROWS + i / FEATURES;
-        const u32 feature = blockIdx.x * FEATURES + i % FEATURES;
-        if (row < a.rows && feature < a.features) {
-            const float quotient = __fdiv_rn(a.weight_scales[feature], a.scales[row]);
-            const i32 sum = products[i / FEATURES * STRIDE + i % FEATURES] - a.sums[row];
-            const float y = ternary_product(sum, quotient);
-            float* out = a.output + u64(row) * a.stride + a.column + feature;
-            *out = a.add ? *out + y : y;
-        }
+    if (feature >= a.features) return;
+    const u32 rows = min(ROWS, a.rows - blockIdx.y * ROWS);
+    for (u32 row = threadIdx.x / FEATURES; row < rows; row += THREADS / FEATURES) {
+        const i32 sum = products[row * STRIDE + threadIdx.x % FEATURES] - row_sums[row];
+        const float y = ternary_product(sum, __fdiv_rn(weight_scale, row_scales[row]));
+        float* out = a.output + u64(blockIdx.y * ROWS + row) * a.stride + a.column + feature;
+        *out = a.add ? *out + y : y;
     }
 }
 

@@ -29,7 +29,7 @@
 //! | [`checkpoint`] | files: Hugging Face folders, the embedded demo, synthetic models |
 //! | [`text`] | tokenizers and chat templates |
 //! | [`model`] | a layer, and everything a model needs on a device |
-//! | [`backend`] | devices: the seam, its ops, the reference, the CPU, GPUs through wgpu |
+//! | [`backend`] | devices: the seam, its ops, the reference, the CPU, GPUs through CUDA and wgpu |
 //! | [`ternary`], [`tensor`] | weights on the host |
 //! | [`error`] | the three errors, each a sentence |
 //!
@@ -41,6 +41,7 @@
 //! | feature | default | what it adds |
 //! |---|---|---|
 //! | `cli` | yes | the `trine` program and the embedded demo model |
+//! | `cuda` | yes | NVIDIA GPUs through CUDA; needs nothing but the driver |
 //! | `wgpu` | yes | GPUs through Vulkan, Metal and DX12 |
 //!
 //! Library users turn the default off (`default-features = false`) and take what they want.

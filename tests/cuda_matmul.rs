@@ -54,9 +54,8 @@ fn expected(
 ) -> Vec<u32> {
     let rows = input.scales.len();
     let stride = quantized_stride(width);
-    let weights = parts.iter().flat_map(|(scale, part)| {
-        part.chunks(width).map(|weights| (*scale, weights))
-    });
+    let weights =
+        parts.iter().flat_map(|(scale, part)| part.chunks(width).map(|weights| (*scale, weights)));
     let weights: Vec<(f32, &[i8])> = weights.collect();
     let (length, column) =
         if into.is_some() { (weights.len() + COLUMN + 1, COLUMN) } else { (weights.len(), 0) };
@@ -122,7 +121,9 @@ fn the_largest_sums_are_exact_in_every_form() {
             let tensor = TernaryTensor::from_weights(n, k, 1.0, &vec![weight; n * k]).unwrap();
             for rows in [1, 4, 9] {
                 let input = HostQuantized {
-                    values: (0..rows * stride).map(|i| if i % stride < k { q } else { 0 }).collect(),
+                    values: (0..rows * stride)
+                        .map(|i| if i % stride < k { q } else { 0 })
+                        .collect(),
                     scales: vec![1.0; rows],
                     sums: vec![i32::from(q) * k as i32; rows],
                 };
@@ -260,7 +261,8 @@ fn a_fused_network_has_the_same_bits() {
             if hidden.max(ffn) > 1000 && activation != Activation::Relu2 {
                 continue;
             }
-            let shape = Shape { rows, hidden, ffn, norm: activation != Activation::Silu, activation };
+            let shape =
+                Shape { rows, hidden, ffn, norm: activation != Activation::Silu, activation };
             let plain = CudaOptions::default().fused(false);
             let Some((apart, many)) = feed_forward(plain, shape, false) else { return };
             assert!(apart.iter().all(|x| x.is_finite()), "{shape:?}");

@@ -9,6 +9,7 @@ use trine::engine::{SamplingParams, Session};
 use trine::model::config::ModelConfig;
 
 use super::args::{AnyModelArgs, RunArgs, load};
+use super::bench_power::Meter;
 use super::bench_report::{About, Host, Loaded, Report, Row, Sample, Test};
 use super::failure::bad_input;
 use super::output;
@@ -29,6 +30,9 @@ use super::parse;
 /// the bandwidth at which it copies its own memory, bytes read and written counted, and there is
 /// none for pp. What a GPU's host does is counted too, per token of the test: kernels launched,
 /// submissions, and the time that enqueueing took.
+///
+/// An NVIDIA GPU through CUDA also has energy per token (J/t), the clock of its multiprocessors at
+/// the end of a run, the lowest of all runs, and what held clocks down, as NVML tells them.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -95,7 +99,8 @@ impl Bench {
         let format = if self.json { Format::Json } else { self.output };
         let gpus =
             self.device.iter().any(|d| matches!(d, DeviceName::Cuda(_) | DeviceName::Wgpu(_)));
-        let mut report = Report::new(format, gpus);
+        let cuda = self.device.iter().any(|device| matches!(device, DeviceName::Cuda(_)));
+        let mut report = Report::new(format, gpus, cuda);
         let threads: Vec<Option<usize>> = match self.threads.as_slice() {
             [] => vec![None],
             given => given.iter().copied().map(Some).collect(),
@@ -112,7 +117,7 @@ impl Bench {
                 let mut model = load(files, &options)?;
                 let loaded = Loaded::new(&model, threads, started.elapsed())?;
                 for &test in &tests {
-                    let samples = self.measure(&mut model.session, test)?;
+                    let samples = self.measure(&mut model.session, &loaded.meter, test)?;
                     report.add(Row::new(&about, &loaded, test, &samples))?;
                 }
                 if !loaded.is_cpu() {
@@ -171,15 +176,20 @@ impl Bench {
         Ok(tests)
     }
 
-    fn measure(&self, session: &mut Session, test: Test) -> anyhow::Result<Vec<Sample>> {
+    fn measure(
+        &self,
+        session: &mut Session,
+        meter: &Meter,
+        test: Test,
+    ) -> anyhow::Result<Vec<Sample>> {
         let name = test.name();
         if !self.no_warmup {
             output::note(format_args!("{name}: warming up"));
-            run_test(session, test)?;
+            run_test(session, meter, test)?;
         }
         (1..=self.repetitions)
             .map(|repetition| {
-                let sample = run_test(session, test)?;
+                let sample = run_test(session, meter, test)?;
                 let rate = output::rate(test.tokens(), sample.time).unwrap_or(0.0);
                 let of = self.repetitions;
                 output::note(format_args!("{name}: {repetition} of {of}: {rate:.2} t/s"));
@@ -190,31 +200,38 @@ impl Bench {
 }
 
 /// Runs a test once, from an empty cache.
-fn run_test(session: &mut Session, test: Test) -> anyhow::Result<Sample> {
+fn run_test(session: &mut Session, meter: &Meter, test: Test) -> anyhow::Result<Sample> {
     session.reset();
     // A decode step has one token of its own: the first one's is the prompt.
     let prompt = random_tokens(test.depth + test.prompt.max(1), session.config().vocabulary);
     if test.depth > 0 {
-        generate(session, &prompt[..test.depth], 1)?;
+        generate(session, meter, &prompt[..test.depth], 1)?;
     }
-    generate(session, &prompt, test.decode.max(1))
+    generate(session, meter, &prompt, test.decode.max(1))
 }
 
 /// Runs a prompt and takes `count` tokens; what that took.
-fn generate(session: &mut Session, prompt: &[u32], count: usize) -> anyhow::Result<Sample> {
+fn generate(
+    session: &mut Session,
+    meter: &Meter,
+    prompt: &[u32],
+    count: usize,
+) -> anyhow::Result<Sample> {
     let params = SamplingParams { max_tokens: Some(count), ..SamplingParams::default() };
     let before = session.executor().stats();
+    let joules = meter.joules();
     let started = Instant::now();
     for event in session.generate(prompt, &params)? {
         event?;
     }
     let time = started.elapsed();
+    let power = meter.since(joules);
     let host = before.zip(session.executor().stats()).map(|(before, after)| Host {
         dispatches: after.dispatches - before.dispatches,
         submits: after.submits - before.submits,
         seconds: after.host_seconds - before.host_seconds,
     });
-    Ok(Sample { time, host })
+    Ok(Sample { time, host, power })
 }
 
 /// The same tokens at every run (a linear congruential generator's high bits).

@@ -10,6 +10,7 @@ use trine::engine::{LoadedModel, ModelFiles};
 use trine::error::LoadError;
 
 use super::bench::Format;
+use super::bench_power::{Meter, Power, PowerSummary};
 use super::inspect::Bytes;
 use super::output;
 
@@ -42,6 +43,8 @@ pub(crate) struct Sample {
     pub(crate) time: Duration,
     /// What the host did for the device, where that is counted.
     pub(crate) host: Option<Host>,
+    /// What the device used, where it has a meter.
+    pub(crate) power: Option<Power>,
 }
 
 /// What the host did for a device.
@@ -112,6 +115,7 @@ pub(crate) struct Loaded {
     int8: Option<f64>,
     time: Duration,
     peak: Peak,
+    pub(crate) meter: Meter,
 }
 
 impl Loaded {
@@ -130,6 +134,7 @@ impl Loaded {
             int8: None,
             time,
             peak: Peak::default(),
+            meter: Meter::new(&device.name),
         };
         let some = |rate: f64| Some(rate).filter(|rate| rate.is_finite() && *rate > 0.0);
         if loaded.is_cpu() {
@@ -161,16 +166,18 @@ impl Loaded {
 }
 
 /// Bytes read and written per second when a GPU copies its own memory.
-#[cfg(feature = "wgpu")]
 fn copy_bandwidth(device: &str) -> Result<Option<f64>, LoadError> {
-    use trine::backend::wgpu::{Gpu, GpuOptions};
-
-    let Some(which) = device.strip_prefix("wgpu:") else { return Ok(None) };
-    Gpu::open(Some(which), GpuOptions::default())?.copy_bandwidth().map(Some)
-}
-
-#[cfg(not(feature = "wgpu"))]
-fn copy_bandwidth(_: &str) -> Result<Option<f64>, LoadError> {
+    #[cfg(feature = "cuda")]
+    if let Some(number) = device.strip_prefix("cuda:").and_then(|number| number.parse().ok()) {
+        use trine::backend::cuda::{choose, copy_bandwidth};
+        return copy_bandwidth(&choose(number)?).map(Some);
+    }
+    #[cfg(feature = "wgpu")]
+    if let Some(which) = device.strip_prefix("wgpu:") {
+        use trine::backend::wgpu::{Gpu, GpuOptions};
+        return Gpu::open(Some(which), GpuOptions::default())?.copy_bandwidth().map(Some);
+    }
+    let _ = device; // in a build without GPUs
     Ok(None)
 }
 
@@ -212,6 +219,8 @@ pub(crate) struct Row {
     markdown: [String; 8],
     /// Columns that only devices with a host of their own have.
     host: Option<[String; 3]>,
+    /// Columns that only devices with meters have.
+    power: Option<[String; 3]>,
 }
 
 impl Row {
@@ -228,6 +237,9 @@ impl Row {
         let products = about.products as f64 * mean;
         let of_int8 = loaded.int8.filter(|_| test.decode == 0).map(|most| products / most);
         let host = Host::per_token(samples, test);
+        let runs: Vec<_> =
+            samples.iter().map(|run| (run.power.as_ref(), run.time.as_secs_f64())).collect();
+        let measured = PowerSummary::of(&runs, test.tokens());
         let is_cpu = loaded.is_cpu();
         let only = |here: bool| if here { loaded.description.as_str() } else { "" };
         let of = |index: usize| host.map(|host| host[index]);
@@ -289,27 +301,30 @@ impl Row {
             format!("{mean:.2} ± {deviation:.2}"),
             share.unwrap_or_else(|| "-".into()),
         ];
+        let mut fields = if let Value::Object(fields) = fields { fields } else { Map::new() };
+        PowerSummary::add_to(measured.as_ref(), &mut fields);
         Self {
-            fields: if let Value::Object(fields) = fields { fields } else { Map::new() },
+            fields,
             markdown,
             host: host.map(|[dispatches, submits, ms]| {
                 [format!("{dispatches:.1}"), format!("{submits:.2}"), format!("{ms:.3}")]
             }),
+            power: measured.map(|power| power.cells()),
         }
     }
 
     /// The cells of a table, with what only GPUs have where it is wanted.
-    fn cells(&self, wide: bool) -> Vec<String> {
+    fn cells(&self, columns: usize) -> Vec<String> {
         let mut cells = self.markdown.to_vec();
-        if wide {
-            let none = || [(); 3].map(|()| "-".to_owned());
-            cells.extend(self.host.clone().unwrap_or_else(none));
+        for more in [&self.host, &self.power] {
+            cells.extend(more.clone().unwrap_or_else(|| [(); 3].map(|()| "-".to_owned())));
         }
+        cells.truncate(columns);
         cells
     }
 }
 
-const HEADING: [&str; 11] = [
+const HEADING: [&str; 14] = [
     "model",
     "size",
     "params",
@@ -322,20 +337,30 @@ const HEADING: [&str; 11] = [
     "dispatches/t",
     "submits/t",
     "host ms/t",
+    // Where there is one through CUDA.
+    "J/t",
+    "SM MHz",
+    "throttled",
 ];
-const WIDTHS: [usize; 11] = [28, 10, 10, 10, 7, 15, 20, 15, 12, 9, 9];
+const WIDTHS: [usize; 14] = [28, 10, 10, 10, 7, 15, 20, 15, 12, 9, 9, 8, 6, 9];
 
 /// Prints rows as they come, or all at the end where the format asks for it.
 pub(crate) struct Report {
     format: Format,
-    /// With the columns that only GPUs have.
-    wide: bool,
+    /// With those that only GPUs have, or only GPUs through CUDA.
+    columns: usize,
     rows: Vec<Value>,
 }
 
 impl Report {
-    pub(crate) fn new(format: Format, wide: bool) -> Self {
-        Self { format, wide, rows: Vec::new() }
+    /// `gpus` and `cuda` say which devices were named.
+    pub(crate) fn new(format: Format, gpus: bool, cuda: bool) -> Self {
+        let columns = match (gpus, cuda) {
+            (_, true) => 14,
+            (true, false) => 11,
+            (false, false) => 8,
+        };
+        Self { format, columns, rows: Vec::new() }
     }
 
     pub(crate) fn add(&mut self, row: Row) -> anyhow::Result<()> {
@@ -344,12 +369,13 @@ impl Report {
             Format::Md => {
                 if first {
                     // `auto` may have found a GPU.
-                    self.wide |= row.host.is_some();
-                    let columns = if self.wide { 11 } else { 8 };
-                    output::line(markdown(&HEADING.map(str::to_owned)[..columns]))?;
-                    output::line(rule(columns))?;
+                    let found = [(row.host.is_some(), 11), (row.power.is_some(), 14)];
+                    let found = found.into_iter().filter(|&(is, _)| is).map(|(_, columns)| columns);
+                    self.columns = found.fold(self.columns, usize::max);
+                    output::line(markdown(&HEADING.map(str::to_owned)[..self.columns]))?;
+                    output::line(rule(self.columns))?;
                 }
-                output::line(markdown(&row.cells(self.wide)))?;
+                output::line(markdown(&row.cells(self.columns)))?;
             }
             Format::Csv => {
                 let plain = row.fields.iter().filter(|(_, value)| !value.is_array());
@@ -383,7 +409,7 @@ fn markdown(cells: &[String]) -> String {
 }
 
 fn is_number(column: usize) -> bool {
-    !matches!(column, 0 | 3 | 5)
+    !matches!(column, 0 | 3 | 5 | 13)
 }
 
 fn rule(columns: usize) -> String {

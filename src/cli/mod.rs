@@ -6,6 +6,7 @@
 mod args;
 mod argv;
 mod bench;
+mod bench_power;
 mod bench_report;
 mod chat;
 mod completions;

@@ -3,7 +3,7 @@
 use super::run::{line, parsed};
 
 /// Fields that tools which read llama-bench look for, and ours.
-const FIELDS: [&str; 34] = [
+const FIELDS: [&str; 40] = [
     "build_commit",
     "build_number",
     "cpu_info",
@@ -37,6 +37,12 @@ const FIELDS: [&str; 34] = [
     "dispatches_per_token",
     "submits_per_token",
     "host_ms_per_token",
+    "joules_per_token",
+    "watts",
+    "sm_clock_mhz",
+    "memory_clock_mhz",
+    "celsius",
+    "throttled",
     "peak_memory_bytes",
 ];
 

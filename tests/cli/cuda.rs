@@ -85,3 +85,37 @@ fn every_generation_of_gpu_gives_the_same_text() {
     let second = GENERATE.replace("cuda", "cuda:1");
     assert_eq!(on(&two, &second).good(), expected);
 }
+
+#[test]
+fn an_emulated_gpu_is_listed_as_software_and_passes_its_test() {
+    if !is_emulated() {
+        return;
+    }
+    let devices = parsed(&on(&[], "devices --test --json").good());
+    let gpu = devices.as_array().unwrap().iter().find(|device| device["name"] == "cuda:0").unwrap();
+    assert_eq!(gpu["available"], true, "{gpu}");
+    assert_eq!((&gpu["gpu"]["kind"], &gpu["gpu"]["api"]), (&"software".into(), &"CUDA".into()));
+    assert_eq!(gpu["test"]["ok"], true, "{gpu}");
+}
+
+#[test]
+fn a_bench_says_why_there_is_no_energy() {
+    if !is_emulated() {
+        return;
+    }
+    let bench = "bench --device cuda,cpu -p 4 -n 2 -r 1 --no-warmup -o";
+    let ran = on(&[], &format!("{bench} json"));
+    assert!(ran.stderr.contains("no energy and no clocks: an emulated GPU"), "{ran:?}");
+    for row in parsed(&ran.good()).as_array().unwrap() {
+        let on_gpu = row["devices"] == "cuda:0";
+        assert_eq!(row["bandwidth_of"], if on_gpu { "copy" } else { "read" }, "{row}");
+        assert_eq!(row["dispatches_per_token"].is_f64(), on_gpu, "{row}");
+        for field in ["joules_per_token", "sm_clock_mhz", "throttled"] {
+            assert!(row[field].is_null(), "{field} in {row}");
+        }
+    }
+    let table = on(&[], &format!("{bench} md")).good();
+    let columns: Vec<usize> = table.lines().map(|line| line.matches('|').count()).collect();
+    assert_eq!(columns, [15; 6], "{table}");
+    assert!(table.contains("| throttled |"), "{table}");
+}

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use super::Cuda;
 use super::launch::{Kernel, Launch, grid};
+use super::lm_head_screen::Screened;
 use super::memory::Owned;
 use super::rms_norm;
 use super::table::{ROW_BYTES, of_float};
@@ -13,8 +14,10 @@ use crate::tensor::FloatType;
 
 const OP: &str = "lm_head";
 
-const ROWS_BF16: Kernel = Kernel::new::<RowsArgs>("lm_head_rows", 256).named("lm_head_rows_bf16");
-const ROWS_F16: Kernel = Kernel::new::<RowsArgs>("lm_head_rows", 256).named("lm_head_rows_f16");
+pub(super) const ROWS_BF16: Kernel =
+    Kernel::new::<RowsArgs>("lm_head_rows", 256).named("lm_head_rows_bf16");
+pub(super) const ROWS_F16: Kernel =
+    Kernel::new::<RowsArgs>("lm_head_rows", 256).named("lm_head_rows_f16");
 const F32: Kernel = Kernel::new::<F32Args>("lm_head_f32", 256);
 
 /// A variant of the product, of both types.
@@ -53,6 +56,9 @@ const VARIANTS: [Variant; 4] = [
     Variant::new(64, 32, 1, 64 << 10, ["lm_head_bf16_64", "lm_head_f16_64"]),
 ];
 
+/// Rows of the input that are not padded, and that may be screened.
+const FEW: usize = VARIANTS[0].rows;
+
 /// Rows of the input that a launch takes.
 const MOST_ROWS: usize = VARIANTS[3].rows;
 
@@ -71,41 +77,44 @@ pub(super) const KERNELS: &[Kernel] = &[
 ];
 
 /// Warps of a block.
-const WARPS: usize = 8;
+pub(super) const WARPS: usize = 8;
 
 /// `LmHeadRowsArgs` of the kernel.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
-struct RowsArgs {
-    input: u64,
-    gain: u64,
-    gather: u64,
-    normed: u64,
-    parts: u64,
-    factors: u64,
-    width: u32,
-    first: u32,
-    inputs: u32,
-    rows: u32,
-    part_rows: u32,
-    steps: u32,
-    eps: f32,
-    padding: u32,
+pub(super) struct RowsArgs {
+    pub(super) input: u64,
+    pub(super) gain: u64,
+    pub(super) gather: u64,
+    pub(super) normed: u64,
+    pub(super) parts: u64,
+    pub(super) factors: u64,
+    pub(super) screen: u64,
+    pub(super) bounds: u64,
+    pub(super) floors: u64,
+    pub(super) width: u32,
+    pub(super) first: u32,
+    pub(super) inputs: u32,
+    pub(super) rows: u32,
+    pub(super) part_rows: u32,
+    pub(super) steps: u32,
+    pub(super) eps: f32,
+    pub(super) padding: u32,
 }
 
 /// `LmHeadArgs` of the kernel.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
-struct HeadArgs {
-    table: u64,
-    parts: u64,
-    factors: u64,
-    logits: u64,
-    stride: u64,
-    rows: u32,
-    vocabulary: u32,
-    blocks: u32,
-    chunk: u32,
+pub(super) struct HeadArgs {
+    pub(super) table: u64,
+    pub(super) parts: u64,
+    pub(super) factors: u64,
+    pub(super) logits: u64,
+    pub(super) stride: u64,
+    pub(super) rows: u32,
+    pub(super) vocabulary: u32,
+    pub(super) blocks: u32,
+    pub(super) chunk: u32,
 }
 
 /// `LmHeadF32Args` of the kernel.
@@ -122,95 +131,131 @@ struct F32Args {
     padding: u32,
 }
 
-pub(super) fn launches(cuda: &mut Cuda, op: LmHead<'_, Cuda>) -> Result<Vec<Launch>, RunError> {
-    let LmHead { rows, first, width, vocabulary, batch, input, norm, table, normed, logits } = op;
-    check_len(OP, "logits", rows * vocabulary, logits.len())?;
-    table.check(OP, Some(vocabulary), width)?;
-    let gather = Some(&batch.logit_rows);
-    let norm = RmsNorm { rows, width, input, gather, first, norm, output: normed };
-    rms_norm::check(OP, &norm)?;
-    if rows == 0 || vocabulary == 0 {
-        return rms_norm::launches(&norm);
-    }
-    if table.float == FloatType::F32 {
-        let args = F32Args {
-            table: table.memory.address(),
-            normed: norm.output.memory().address(),
-            logits: logits.memory().address(),
-            stride: table.stride() as u64,
-            rows: rows as u32,
-            width: width as u32,
-            vocabulary: vocabulary as u32,
-            padding: 0,
-        };
-        let memory = [&table.memory, norm.output.memory(), logits.memory()];
-        let mut launches = rms_norm::launches(&norm)?;
-        launches.push(Launch::new(F32, grid(vocabulary.div_ceil(WARPS)), &args, &memory));
-        return Ok(launches);
-    }
-    let blocks = table.stride() / ROW_BYTES;
-    // Both parts of the rows of a launch, 2 bytes each.
-    let bytes = MOST_ROWS.min(rows.next_multiple_of(16)) * blocks * ROW_BYTES * 2;
-    let parts = cuda.scratch("the parts of rows for the output head", bytes as u64)?;
-    let factors = cuda.scratch("the factors of logits", 4 * MOST_ROWS as u64)?;
-    let multiprocessors = cuda.gpu().multiprocessors.max(1);
-    let mut launches = Vec::new();
-    for start in (0..rows).step_by(MOST_ROWS) {
-        let count = MOST_ROWS.min(rows - start);
-        let variant = VARIANTS.iter().find(|variant| count <= variant.rows).unwrap_or(&VARIANTS[3]);
-        let part_rows = if count <= 8 { count } else { variant.rows };
-        let args = RowsArgs {
-            input: norm.input.memory().address(),
-            gain: norm.norm.gain.memory().address(),
-            gather: batch.logit_rows.memory().address(),
-            normed: norm.output.memory().address() + 4 * (start * width) as u64,
-            parts: parts.address(),
-            factors: factors.address(),
-            width: width as u32,
-            first: (first + start) as u32,
-            inputs: (norm.input.len() / width.max(1)) as u32,
-            rows: count as u32,
-            part_rows: part_rows as u32,
-            steps: (4 * blocks) as u32,
-            eps: norm.norm.eps,
-            padding: 0,
-        };
-        let memory: [&Rc<Owned>; 6] = [
-            norm.input.memory(),
-            norm.norm.gain.memory(),
-            batch.logit_rows.memory(),
-            norm.output.memory(),
-            &parts,
-            &factors,
-        ];
-        let kernel = of_float(table.float, ROWS_BF16, ROWS_F16, ROWS_BF16);
-        launches.push(Launch::new(kernel, grid(part_rows), &args, &memory));
+/// The launches of the op, and what takes their place where only the best token is wanted.
+pub(super) struct Head {
+    pub(super) launches: Vec<Launch>,
+    pub(super) screened: Option<Screened>,
+}
 
-        // All of the input, or two chunks of whole blocks.
-        let block = part_rows * 512;
-        let (chunk, shared) = if blocks * block <= variant.shared {
-            (blocks, blocks * block)
-        } else {
-            let chunk = variant.shared / (2 * block);
-            (chunk, 2 * chunk * block)
-        };
-        let args = HeadArgs {
-            table: table.memory.address(),
-            parts: parts.address(),
-            factors: factors.address(),
-            logits: logits.memory().address() + 4 * (start * vocabulary) as u64,
-            stride: table.stride() as u64,
-            rows: count as u32,
-            vocabulary: vocabulary as u32,
-            blocks: blocks as u32,
-            chunk: chunk as u32,
-        };
-        let memory = [&table.memory, &parts, &factors, logits.memory()];
-        // Blocks stay for as many tiles as there are, so that their loads never run dry.
-        let wanted = vocabulary.div_ceil(variant.tokens * WARPS);
-        let grid = grid(wanted.min(variant.resident * multiprocessors));
-        let kernel = of_float(table.float, variant.bf16, variant.f16, variant.bf16);
-        launches.push(Launch::new(kernel, grid, &args, &memory).shared(shared));
+impl Head {
+    fn full(launches: Vec<Launch>) -> Self {
+        Self { launches, screened: None }
     }
-    Ok(launches)
+
+    pub(super) fn new(cuda: &mut Cuda, op: LmHead<'_, Cuda>) -> Result<Self, RunError> {
+        let LmHead { rows, first, width, vocabulary, batch, input, norm, table, normed, logits } =
+            op;
+        check_len(OP, "logits", rows * vocabulary, logits.len())?;
+        table.check(OP, Some(vocabulary), width)?;
+        let gather = Some(&batch.logit_rows);
+        let norm = RmsNorm { rows, width, input, gather, first, norm, output: normed };
+        rms_norm::check(OP, &norm)?;
+        if rows == 0 || vocabulary == 0 {
+            return rms_norm::launches(&norm).map(Self::full);
+        }
+        if table.float == FloatType::F32 {
+            let args = F32Args {
+                table: table.memory.address(),
+                normed: norm.output.memory().address(),
+                logits: logits.memory().address(),
+                stride: table.stride() as u64,
+                rows: rows as u32,
+                width: width as u32,
+                vocabulary: vocabulary as u32,
+                padding: 0,
+            };
+            let memory = [&table.memory, norm.output.memory(), logits.memory()];
+            let mut launches = rms_norm::launches(&norm)?;
+            launches.push(Launch::new(F32, grid(vocabulary.div_ceil(WARPS)), &args, &memory));
+            return Ok(Self::full(launches));
+        }
+        let blocks = table.stride() / ROW_BYTES;
+        // Both parts of the rows of a launch, 2 bytes each.
+        let bytes = MOST_ROWS.min(rows.next_multiple_of(16)) * blocks * ROW_BYTES * 2;
+        let parts = cuda.scratch("the parts of rows for the output head", bytes as u64)?;
+        let factors = cuda.scratch("the factors of logits", 4 * MOST_ROWS as u64)?;
+        let multiprocessors = cuda.gpu().multiprocessors.max(1);
+        let mut launches = Vec::new();
+        let mut screened = None;
+        for start in (0..rows).step_by(MOST_ROWS) {
+            let count = MOST_ROWS.min(rows - start);
+            let variant =
+                VARIANTS.iter().find(|variant| count <= variant.rows).unwrap_or(&VARIANTS[3]);
+            let part_rows = if count <= FEW { count } else { variant.rows };
+            let rows_args = RowsArgs {
+                input: norm.input.memory().address(),
+                gain: norm.norm.gain.memory().address(),
+                gather: batch.logit_rows.memory().address(),
+                normed: norm.output.memory().address() + 4 * (start * width) as u64,
+                parts: parts.address(),
+                factors: factors.address(),
+                screen: 0,
+                bounds: 0,
+                floors: 0,
+                width: width as u32,
+                first: (first + start) as u32,
+                inputs: (norm.input.len() / width.max(1)) as u32,
+                rows: count as u32,
+                part_rows: part_rows as u32,
+                steps: (4 * blocks) as u32,
+                eps: norm.norm.eps,
+                padding: 0,
+            };
+            let rows_memory: [&Rc<Owned>; 6] = [
+                norm.input.memory(),
+                norm.norm.gain.memory(),
+                batch.logit_rows.memory(),
+                norm.output.memory(),
+                &parts,
+                &factors,
+            ];
+            let kernel = of_float(table.float, ROWS_BF16, ROWS_F16, ROWS_BF16);
+            launches.push(Launch::new(kernel, grid(part_rows), &rows_args, &rows_memory));
+
+            let (chunk, shared) = chunks(blocks, part_rows, variant.shared);
+            let args = HeadArgs {
+                table: table.memory.address(),
+                parts: parts.address(),
+                factors: factors.address(),
+                logits: logits.memory().address() + 4 * (start * vocabulary) as u64,
+                stride: table.stride() as u64,
+                rows: count as u32,
+                vocabulary: vocabulary as u32,
+                blocks: blocks as u32,
+                chunk: chunk as u32,
+            };
+            let memory = [&table.memory, &parts, &factors, logits.memory()];
+            // Blocks stay for as many tiles as there are, so that their loads never run dry.
+            let wanted = vocabulary.div_ceil(variant.tokens * WARPS);
+            let head_grid = grid(wanted.min(variant.resident * multiprocessors));
+            let kernel = of_float(table.float, variant.bf16, variant.f16, variant.bf16);
+            launches.push(Launch::new(kernel, head_grid, &args, &memory).shared(shared));
+            if let Some(copy) = table.copy.as_ref().filter(|_| rows <= FEW) {
+                screened = Some(Screened {
+                    rows: rows_args,
+                    head: args,
+                    float: table.float,
+                    table: Rc::clone(&table.memory),
+                    values: Rc::clone(&copy.values),
+                    bounds: Rc::clone(&copy.bounds),
+                    stride: copy.stride,
+                    parts: Rc::clone(&parts),
+                    factors: Rc::clone(&factors),
+                    logits: Rc::clone(logits.memory()),
+                    inputs: rows_memory.map(Rc::clone),
+                });
+            }
+        }
+        Ok(Self { launches, screened })
+    }
+}
+
+/// Blocks of the input that are in shared memory at once, all of them or two chunks, and their bytes.
+pub(super) fn chunks(blocks: usize, part_rows: usize, shared: usize) -> (usize, usize) {
+    let block = part_rows * 2 * ROW_BYTES;
+    if blocks * block <= shared {
+        return (blocks, blocks * block);
+    }
+    let chunk = shared / (2 * block);
+    (chunk, 2 * chunk * block)
 }

@@ -8,6 +8,7 @@
 //! with its neighbours: integers are exact, and floats are added in an order that is fixed per row.
 //! A device's memory and its work belong to one thread at a time.
 
+mod bandwidth;
 mod device;
 mod embed;
 mod fuse;
@@ -16,10 +17,12 @@ mod inputs;
 mod kv;
 mod launch;
 mod lm_head;
+mod lm_head_screen;
 mod memory;
 mod module;
 mod packed;
 mod paged_attention;
+mod power;
 mod record;
 mod rms_norm;
 mod rms_norm_quantize;
@@ -35,11 +38,13 @@ use std::time::Instant;
 
 use cudarc::driver::{CudaGraph, result, sys};
 
+pub use bandwidth::{copy_bandwidth, free_memory};
 pub use device::{GpuInfo, choose, gpus};
 pub use launch::Kernel;
 pub use memory::Buffer;
 pub use module::ptx;
 pub use packed::TernaryMatrix;
+pub use power::{PowerMeter, PowerReading};
 pub use record::Recorder;
 pub use ternary_matmul::MatmulForm;
 
@@ -68,11 +73,26 @@ pub struct CudaOptions {
     pub overlapped: bool,
     /// The kernels of ternary products, where the number of rows is not to choose them.
     pub matmul: Option<MatmulForm>,
+    /// How the best token is found where nothing else is asked of the logits.
+    pub head: Head,
+}
+
+/// How the output head finds the best token of a greedy step. The tokens are the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Head {
+    /// By all logits.
+    #[default]
+    Full,
+    /// By bounds on all logits, from a copy of the table in int8, and the logits that may be the
+    /// highest: reads about half as much in steps of up to 8 rows. The copy takes half of the
+    /// table's memory once more, beside embeddings that are a table of their own too.
+    Screened,
 }
 
 impl Default for CudaOptions {
     fn default() -> Self {
-        Self { fused: true, replay: true, overlapped: true, matmul: None }
+        Self { fused: true, replay: true, overlapped: true, matmul: None, head: Head::Full }
     }
 }
 
@@ -95,6 +115,11 @@ impl CudaOptions {
     /// With these kernels for ternary products; fused ones take [`MatmulForm::Few`].
     pub fn matmul(mut self, form: MatmulForm) -> Self {
         self.matmul = Some(form);
+        self
+    }
+    /// With a full or a screened head.
+    pub fn head(mut self, head: Head) -> Self {
+        self.head = head;
         self
     }
 }
@@ -311,7 +336,11 @@ impl Backend for Cuda {
     }
 
     fn load_table(&self, table: HostTable) -> Result<Table, LoadError> {
-        Table::new(&self.device, &table)
+        let mut table = Table::new(&self.device, &table)?;
+        if self.options.head == Head::Screened {
+            table.copy = lm_head_screen::Copy::new(self, &table)?;
+        }
+        Ok(table)
     }
 
     fn allocate_kv(&self, layout: KvLayout) -> Result<KvCache, LoadError> {
@@ -411,6 +440,7 @@ pub fn all_kernels() -> Vec<Kernel> {
         gate_norm_quantize::KERNELS,
         inputs::KERNELS,
         lm_head::KERNELS,
+        lm_head_screen::KERNELS,
         paged_attention::KERNELS,
         rms_norm::KERNELS,
         rms_norm_quantize::KERNELS,

@@ -37,6 +37,7 @@ static ARTEFACTS: &[Artefact] = artefacts![
     "gate_norm_quantize",
     "lm_head",
     "lm_head_f32",
+    "lm_head_quantize",
     "lm_head_rows",
     "paged_attention",
     "paged_attention_combine",

@@ -30,11 +30,9 @@ pub(super) const KERNELS: &[Kernel] = &[
     PLAIN.named("paged_attention_f16_8"),
     by_keys(1),
     by_keys(2),
-    by_keys(3),
     by_keys(4),
     by_rows(1),
     by_rows(2),
-    by_rows(3),
     by_rows(4),
     COMBINE,
 ];
@@ -57,41 +55,37 @@ const PART: usize = 64;
 /// multiprocessors of an H100.
 const BUSY: usize = 264;
 
-/// Chunks of 64 elements of a head.
+/// Chunks of 64 elements of a head, a number that is compiled for.
 const fn chunks(dim: usize) -> usize {
-    dim.div_ceil(64)
+    dim.div_ceil(64).next_power_of_two()
 }
 
-/// Warps of a block on tensor cores: as many as have room in 99 KiB, the least that a
-/// multiprocessor of compute capability 8.x or later has.
+/// Warps of a block by keys, and 16 rows each that one by rows has: as many as have room in 99 KiB,
+/// the least that a multiprocessor of compute capability 8.x or later has.
 const fn warps(chunks: usize) -> usize {
     if chunks <= 2 { 4 } else { 2 }
 }
 
 /// Tensor cores, a warp for each part of the keys.
 const fn by_keys(chunks: usize) -> Kernel {
-    let names = [
-        "paged_attention_mma_keys_1",
-        "paged_attention_mma_keys_2",
-        "paged_attention_mma_keys_3",
-        "paged_attention_mma_keys_4",
-    ];
-    let mut kernel = TENSOR.named(names[chunks - 1]).with_shared(by_keys_shared(chunks));
+    let name = match chunks {
+        1 => "paged_attention_mma_keys_1",
+        2 => "paged_attention_mma_keys_2",
+        _ => "paged_attention_mma_keys_4",
+    };
+    let mut kernel = TENSOR.named(name).with_shared(by_keys_shared(chunks));
     kernel.threads = 32 * warps(chunks) as u32;
     kernel
 }
 
-/// Tensor cores, a warp for each 16 rows.
+/// Tensor cores, a warp for each 16 rows, or two.
 const fn by_rows(chunks: usize) -> Kernel {
-    let names = [
-        "paged_attention_mma_rows_1",
-        "paged_attention_mma_rows_2",
-        "paged_attention_mma_rows_3",
-        "paged_attention_mma_rows_4",
-    ];
-    let mut kernel = TENSOR.named(names[chunks - 1]).with_shared(by_rows_shared(chunks));
-    kernel.threads = 32 * warps(chunks) as u32;
-    kernel
+    let name = match chunks {
+        1 => "paged_attention_mma_rows_1",
+        2 => "paged_attention_mma_rows_2",
+        _ => "paged_attention_mma_rows_4",
+    };
+    TENSOR.named(name).with_shared(by_rows_shared(chunks))
 }
 
 /// Shared memory of the kernels, as their sources lay it out.

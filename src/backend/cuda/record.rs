@@ -1,19 +1,19 @@
 //! The recorder: ops become launches, after those that follow each other were fused.
 
-use std::collections::VecDeque;
 use std::rc::Rc;
 
 use super::Cuda;
 use super::fuse::fuse;
 use super::gate_norm_quantize::Gate;
 use super::launch::Launch;
+use super::lm_head::Head;
 use super::memory::Owned;
 use super::paged_attention::Attention;
 use super::rms_norm_quantize::Quantize;
 use super::rope_append_kv::Rope;
 use super::ternary_matmul::{FusedMatmul, Matmul};
 use crate::backend::ops::{self, Quantized};
-use crate::backend::{Record, StepKey};
+use crate::backend::{LogitUse, Record, StepKey};
 use crate::error::RunError;
 
 /// Records one step.
@@ -27,6 +27,8 @@ pub struct Recorder<'r> {
 pub(super) enum Op {
     /// Nothing to fuse.
     Launches(Vec<Launch>),
+    /// An output head, which may be screened for the op behind it.
+    Head(Head),
     Quantize(Quantize),
     Matmul(Matmul),
     Gate(Gate),
@@ -91,7 +93,7 @@ impl<'r> Recorder<'r> {
         let mut launches = Vec::new();
         for op in ops {
             match op {
-                Op::Launches(more) => launches.extend(more),
+                Op::Launches(more) | Op::Head(Head { launches: more, .. }) => launches.extend(more),
                 Op::Quantize(op) => launches.extend(op.launches()),
                 Op::Matmul(op) => launches.extend(op.launches(self.cuda)),
                 Op::Gate(op) => launches.extend(op.launches(self.cuda)?),
@@ -148,13 +150,29 @@ impl Record<Cuda> for Recorder<'_> {
     }
 
     fn lm_head(&mut self, op: ops::LmHead<'_, Cuda>) -> Result<(), RunError> {
-        let launches = super::lm_head::launches(self.cuda, op)?;
-        self.push(Op::Launches(launches));
+        let head = Head::new(self.cuda, op)?;
+        self.push(Op::Head(head));
         Ok(())
     }
 
     fn sample(&mut self, op: ops::Sample<'_, Cuda>) -> Result<(), RunError> {
-        let launches = super::sample::launches(self.cuda, &op)?;
+        super::sample::check(&op)?;
+        // Where a step wants the best tokens alone, nobody reads its logits.
+        let screened = match self.ops.last() {
+            Some(Op::Head(Head { screened: Some(screened), .. }))
+                if self.key.logits == LogitUse::Greedy && screened.serves(&op) =>
+            {
+                Some(screened.launches(self.cuda, &op)?)
+            }
+            _ => None,
+        };
+        let launches = match screened {
+            Some(launches) => {
+                self.ops.pop();
+                launches
+            }
+            None => super::sample::launches(self.cuda, &op)?,
+        };
         self.push(Op::Launches(launches));
         Ok(())
     }

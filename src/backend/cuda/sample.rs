@@ -1,8 +1,11 @@
 //! [`Sample`]: greedy by many blocks for each row, else a block for each row; then the
 //! log-probabilities, where they are wanted.
 
+use std::rc::Rc;
+
 use super::Cuda;
 use super::launch::{Kernel, Launch, grid};
+use super::memory::Owned;
 use crate::backend::MAX_LOGPROBS;
 use crate::backend::ops::{Sample, check_len};
 use crate::error::RunError;
@@ -20,7 +23,7 @@ const LOGPROBS: Kernel =
 pub(super) const KERNELS: &[Kernel] = &[GREEDY, OPTIONS, LOGPROBS];
 
 /// Tokens of a row that a greedy block looks at; 8 for each thread.
-const PIECE: usize = 8 * 256;
+pub(super) const PIECE: usize = 8 * 256;
 
 /// The longest row whose sums the search for a cut can hold; see `sample.cu`.
 const MOST: usize = 1 << 23;
@@ -78,7 +81,8 @@ struct LogprobsArgs {
     vocabulary: u32,
 }
 
-pub(super) fn launches(cuda: &mut Cuda, op: &Sample<'_, Cuda>) -> Result<Vec<Launch>, RunError> {
+/// Checks the op's arguments.
+pub(super) fn check(op: &Sample<'_, Cuda>) -> Result<(), RunError> {
     let (rows, vocabulary, end) = (op.rows, op.vocabulary, op.first + op.rows);
     check_len(OP, "logits", rows * vocabulary, op.logits.len())?;
     check_len(OP, "sample_rows", end, op.batch.sample_rows.len())?;
@@ -96,7 +100,12 @@ pub(super) fn launches(cuda: &mut Cuda, op: &Sample<'_, Cuda>) -> Result<Vec<Lau
             found: vocabulary.to_string(),
         });
     }
-    if rows == 0 {
+    Ok(())
+}
+
+pub(super) fn launches(cuda: &mut Cuda, op: &Sample<'_, Cuda>) -> Result<Vec<Launch>, RunError> {
+    check(op)?;
+    if op.rows == 0 {
         return Ok(Vec::new());
     }
     let mut launches = vec![if op.greedy { greedy(cuda, op)? } else { with_options(cuda, op)? }];
@@ -106,11 +115,21 @@ pub(super) fn launches(cuda: &mut Cuda, op: &Sample<'_, Cuda>) -> Result<Vec<Lau
     Ok(launches)
 }
 
+/// Memory for the bests of pieces, and for how many of them are done.
+pub(super) fn pieces(
+    cuda: &mut Cuda,
+    rows: usize,
+    count: usize,
+) -> Result<(Rc<Owned>, Rc<Owned>), RunError> {
+    let bests = cuda.scratch("the best tokens of pieces", 8 * (rows * count) as u64)?;
+    let done = cuda.scratch("the pieces that are done", 4 * rows as u64)?;
+    Ok((bests, done))
+}
+
 fn greedy(cuda: &mut Cuda, op: &Sample<'_, Cuda>) -> Result<Launch, RunError> {
     let Sample { rows, batch, lanes, samples, .. } = op;
-    let pieces = op.vocabulary.div_ceil(PIECE).max(1);
-    let bests = cuda.scratch("the best tokens of pieces", 8 * (rows * pieces) as u64)?;
-    let done = cuda.scratch("the pieces that are done", 4 * *rows as u64)?;
+    let count = op.vocabulary.div_ceil(PIECE).max(1);
+    let (bests, done) = pieces(cuda, *rows, count)?;
     let args = GreedyArgs {
         logits: op.logits.memory().address(),
         options: batch.sample_rows.memory().address(),
@@ -121,7 +140,7 @@ fn greedy(cuda: &mut Cuda, op: &Sample<'_, Cuda>) -> Result<Launch, RunError> {
         logprobs: samples.logprobs.memory().address(),
         first: op.first as u32,
         vocabulary: op.vocabulary as u32,
-        pieces: pieces as u32,
+        pieces: count as u32,
         lanes: lanes.sampled.len() as u32,
     };
     let memory = [
@@ -133,7 +152,7 @@ fn greedy(cuda: &mut Cuda, op: &Sample<'_, Cuda>) -> Result<Launch, RunError> {
         lanes.sampled.memory(),
         samples.logprobs.memory(),
     ];
-    Ok(Launch::new(GREEDY, grid(rows * pieces), &args, &memory))
+    Ok(Launch::new(GREEDY, grid(rows * count), &args, &memory))
 }
 
 fn with_options(cuda: &mut Cuda, op: &Sample<'_, Cuda>) -> Result<Launch, RunError> {

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use super::device::Device;
+use super::lm_head_screen::Copy;
 use super::memory::Owned;
 use crate::error::{LoadError, RunError};
 use crate::tensor::{FloatType, HostTable};
@@ -20,6 +21,8 @@ pub struct Table {
     pub(super) rows: usize,
     pub(super) cols: usize,
     pub(super) float: FloatType,
+    /// For a screened head.
+    pub(super) copy: Option<Copy>,
 }
 
 impl Table {
@@ -43,7 +46,7 @@ impl Table {
                 memory.upload((start * stride) as u64, &padded)?;
             }
         }
-        Ok(Self { memory, rows, cols, float })
+        Ok(Self { memory, rows, cols, float, copy: None })
     }
 
     /// Bytes from one row to the next.
