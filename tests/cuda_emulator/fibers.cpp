@@ -4,98 +4,21 @@
 // barrier (from `TRINE_EMULATOR_SEED`, the kernel's name and the block's number), and the first in
 // that order runs as far as it can get: a warp gets ahead of the others by as much as the barriers
 // allow, which is where a missing barrier shows.
-#include "fibers.h"
-#include "races.h"
+#include "worker.h"
 
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
-#include <condition_variable>
-#include <deque>
 #include <map>
-#include <memory>
-#include <mutex>
-#include <thread>
-#include <vector>
-
-#if defined(__x86_64__)
-#define FAST_SWITCH 1
-#else
-#include <ucontext.h>
-#endif
-
-void trine_access(const void* p, size_t bytes, bool write, bool atomic, const void* code);
 
 namespace {
-
-#ifdef TRINE_CHECKED
-constexpr bool CHECKED = true;
-#else
-constexpr bool CHECKED = false;
-#endif
-
-constexpr int MOST_THREADS = 1024;
-constexpr size_t PAGE = 4096;
-// Shared memory of a block at most, on any GPU.
-constexpr size_t MOST_SHARED = 228 * 1024;
 
 std::map<std::string, const TrineKernel*>& kernels() {
     static std::map<std::string, const TrineKernel*> all;
     return all;
 }
-
-enum State : uint8_t { READY, AT_BARRIER, AT_WARP, RETURNED };
-
-struct Copy {
-    void* shared;
-    const void* global;
-    bool there;
-    unsigned group;
-    const void* code;
-};
-
-struct Worker;
-
-// Lies at the top of a fiber's memory; the stack comes down from it to a page that faults.
-struct alignas(64) Fiber : TrineThread {
-    Worker* worker;
-    int number;
-    State state;
-    bool waited_for_previous;
-    // What it waits at.
-    int line;
-    unsigned mask;
-    const char* file;
-    const char* name;
-    void* lane;
-    TrineFinish finish;
-    // Asynchronous copies under way, and the number of the group that is being filled.
-    std::vector<Copy>* copies;
-    unsigned group;
-#if FAST_SWITCH
-    void* stack;
-#else
-    ucontext_t context;
-#endif
-    char* foot() const { return reinterpret_cast<char*>(reinterpret_cast<size_t>(this) & ~(TRINE_FIBER_BYTES - 1)); }
-};
-
-struct Job {
-    const TrineKernel* kernel;
-    const void* argument;
-    dim3 grid, block;
-    size_t shared;
-    uint64_t blocks;
-    std::atomic<uint64_t> next{0};
-    std::atomic<bool> failed{false};
-    std::mutex lock;
-    Outcome outcome;
-};
 
 uint64_t mix(uint64_t x) { // SplitMix64
     x += 0x9e3779b97f4a7c15ull;
@@ -110,48 +33,6 @@ uint64_t seed() {
     }();
     return value;
 }
-
-struct Worker {
-    std::vector<Fiber*> fibers;
-    char* stacks = nullptr;
-    unsigned char* shared = nullptr; // its end is a page that faults
-    TrineBlock block;
-    Job* job = nullptr;
-    Fiber* running = nullptr;
-    bool failed = false;
-    int count = 0, alive = 0, at_barrier = 0;
-    // Threads in the order in which they are to run, the ready ones among them by this order.
-    uint16_t order[MOST_THREADS], rank[MOST_THREADS];
-    uint64_t ready[MOST_THREADS / 64];
-    unsigned waiting[MOST_THREADS / 32]; // lanes of a warp that wait for others of it
-    uint64_t random = 0;
-    std::unique_ptr<Races> races{CHECKED ? new Races() : nullptr};
-    bool late_copies = false;
-#if FAST_SWITCH
-    void* stack = nullptr;
-#else
-    ucontext_t context;
-#endif
-
-    Worker();
-    Fiber* fiber(int number);
-    void draw_order();
-    void set_ready(int number) { ready[rank[number] / 64] |= 1ull << rank[number] % 64; }
-    // The first of the ready, which is then the one that runs; null if there is none.
-    Fiber* next() {
-        if (failed) return nullptr;
-        for (int word = 0; 64 * word < count; word++) {
-            if (!ready[word]) continue;
-            const int bit = __builtin_ctzll(ready[word]);
-            ready[word] &= ready[word] - 1;
-            return running = fibers[order[64 * word + bit]];
-        }
-        return nullptr;
-    }
-    void run_block(uint64_t number);
-    void fail(Result result, const std::string& text);
-    std::string stuck(const char* what) const;
-};
 
 #if FAST_SWITCH
 extern "C" void trine_switch(void** save, void* load);
@@ -168,9 +49,19 @@ __asm__(
 
 Fiber* self() { return static_cast<Fiber*>(const_cast<TrineThread*>(trine_self())); }
 
+// In the checked build: whether the last write of the running fiber raced.
+void check_last_write(Worker* worker) {
+    if (!worker->races || worker->failed) return;
+    const std::string race = worker->races->last();
+    if (!race.empty()) worker->fail(LAUNCH_FAILED, race);
+}
+
+} // namespace
+
 // To the next fiber that can run, or to the worker where none can; until this one is resumed.
-__attribute__((noinline)) void leave(Fiber* fiber) {
+void leave(Fiber* fiber) {
     Worker* worker = fiber->worker;
+    check_last_write(worker);
     Fiber* next = worker->next();
     if (next == fiber) return;
 #if FAST_SWITCH
@@ -179,6 +70,9 @@ __attribute__((noinline)) void leave(Fiber* fiber) {
     swapcontext(&fiber->context, next ? &next->context : &worker->context);
 #endif
 }
+
+namespace {
+
 // Runs fibers until none can.
 void run_fibers(Worker* worker) {
     Fiber* first = worker->next();
@@ -235,6 +129,8 @@ void begin(Fiber* fiber) {
 #endif
 }
 
+} // namespace
+
 void* reserve(size_t bytes) {
     void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) {
@@ -244,71 +140,7 @@ void* reserve(size_t bytes) {
     return p;
 }
 
-// The worker that runs on this thread, if it is inside a block.
 thread_local Worker* current = nullptr;
-
-// --- faults of the processor inside a kernel become results of the launch
-
-#if FAST_SWITCH
-struct sigaction former[2];
-
-void fault_of_kernel() {
-    Fiber* fiber = current->running;
-    fiber->state = RETURNED;
-    leave(fiber);
-    abort();
-}
-
-void on_fault(int signal, siginfo_t* info, void* context) {
-    Worker* worker = current;
-    if (!worker || !worker->running) {
-        const struct sigaction& old = former[signal == SIGBUS];
-        if (old.sa_flags & SA_SIGINFO && old.sa_sigaction) old.sa_sigaction(signal, info, context);
-        else if (old.sa_handler != SIG_DFL && old.sa_handler != SIG_IGN) old.sa_handler(signal);
-        else {
-            // The instruction runs again, and the signal ends the process.
-            ::signal(signal, SIG_DFL);
-        }
-        return;
-    }
-    // A fault is synchronous, in the kernel's own code, so no lock is held.
-    const size_t at = reinterpret_cast<size_t>(info->si_addr), foot = reinterpret_cast<size_t>(worker->running->foot());
-    char text[160];
-    if (at >= foot && at < foot + PAGE) snprintf(text, sizeof text, "a thread's stack overflowed");
-    else if (info->si_code == SI_KERNEL) snprintf(text, sizeof text, "illegal access to a misaligned or impossible address");
-    else snprintf(text, sizeof text, "illegal access to address %p", info->si_addr);
-    worker->fail(ILLEGAL_ADDRESS, text);
-    // Goes on in `fault_of_kernel`, on the fiber's stack.
-    ucontext_t* machine = static_cast<ucontext_t*>(context);
-    machine->uc_mcontext.gregs[REG_RIP] = static_cast<greg_t>(reinterpret_cast<size_t>(fault_of_kernel));
-    machine->uc_mcontext.gregs[REG_RSP] = reinterpret_cast<greg_t>(worker->running) - 8;
-}
-#endif
-
-void watch_faults() {
-#if FAST_SWITCH
-    static std::once_flag once;
-    std::call_once(once, [] {
-        struct sigaction action = {};
-        action.sa_sigaction = on_fault;
-        action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-        sigaction(SIGSEGV, &action, &former[0]);
-        sigaction(SIGBUS, &action, &former[1]);
-    });
-    // A stack for the handler, since the fault may be an overflow of the fiber's.
-    static thread_local bool there = false;
-    if (there) return;
-    there = true;
-    stack_t stack = {};
-    sigaltstack(nullptr, &stack);
-    if (stack.ss_flags & SS_DISABLE) {
-        stack.ss_sp = reserve(64 * 1024);
-        stack.ss_size = 64 * 1024;
-        stack.ss_flags = 0;
-        sigaltstack(&stack, nullptr);
-    }
-#endif
-}
 
 Worker::Worker() {
     unsigned char* memory = static_cast<unsigned char*>(reserve(MOST_SHARED + PAGE));
@@ -354,7 +186,7 @@ void Worker::draw_order() {
     }
 }
 
-std::string index(const uint3& i) {
+static std::string index(const uint3& i) {
     return "(" + std::to_string(i.x) + ", " + std::to_string(i.y) + ", " + std::to_string(i.z) + ")";
 }
 
@@ -424,80 +256,6 @@ void Worker::run_block(uint64_t number) {
     if (!failed && alive) fail(LAUNCH_FAILED, stuck("deadlock:"));
 }
 
-// --- workers
-
-struct Pool {
-    std::mutex lock;
-    std::condition_variable come;
-    std::deque<std::shared_ptr<Job>> jobs;
-    std::vector<Worker*> idle;
-    unsigned helpers = 0;
-
-    Worker* take() {
-        std::lock_guard<std::mutex> hold(lock);
-        if (idle.empty()) return new Worker();
-        Worker* worker = idle.back();
-        idle.pop_back();
-        return worker;
-    }
-    void give(Worker* worker) {
-        std::lock_guard<std::mutex> hold(lock);
-        idle.push_back(worker);
-    }
-};
-
-Pool& pool();
-
-void work(Job& job) {
-    watch_faults();
-    Worker* worker = pool().take();
-    worker->job = &job;
-    current = worker;
-    while (!job.failed) {
-        const uint64_t number = job.next.fetch_add(1);
-        if (number >= job.blocks) break;
-        worker->run_block(number);
-    }
-    current = nullptr;
-    pool().give(worker);
-}
-
-// Never destroyed: its threads run until the process ends.
-Pool& pool() {
-    static Pool* const the = [] {
-        Pool* pool = new Pool();
-        const char* text = getenv("TRINE_EMULATOR_WORKERS");
-        const unsigned cores = std::max(1u, std::thread::hardware_concurrency());
-        pool->helpers = (text ? std::max(1, atoi(text)) : std::min(2u, cores)) - 1;
-        return pool;
-    }();
-    return *the;
-}
-
-// A job with the number of those that work on it.
-struct Shared : Job {
-    unsigned at_work = 0;
-    std::condition_variable left;
-};
-
-void help() {
-    Pool& all = pool();
-    std::unique_lock<std::mutex> hold(all.lock);
-    for (;;) {
-        all.come.wait(hold, [&] { return !all.jobs.empty(); });
-        auto job = std::static_pointer_cast<Shared>(all.jobs.front());
-        all.jobs.pop_front();
-        job->at_work++;
-        hold.unlock();
-        work(*job);
-        hold.lock();
-        job->at_work--;
-        job->left.notify_all();
-    }
-}
-
-} // namespace
-
 extern "C" void trine_register(TrineKernel* kernel) {
     auto [at, added] = kernels().emplace(kernel->name, kernel);
     if (!added) {
@@ -527,6 +285,7 @@ extern "C" void trine_barrier(const char* file, int line) {
                 leave(fiber);
             }
         }
+        check_last_write(worker);
         if (worker->races) worker->races->barrier();
         worker->draw_order();
         for (int i = 0; i < worker->count; i++) {
@@ -565,6 +324,7 @@ extern "C" void trine_warp(const char* name, unsigned mask, void* lane, TrineFin
         if (same) {
             finish(brought, mask);
             if (worker->races && strcmp(name, "__syncwarp") == 0) worker->races->sync_warp(warp, mask);
+            else if (worker->races) worker->races->exchange(warp, mask);
             waiting &= ~mask;
             for (int i = 0; i < 32; i++) {
                 if (!(mask >> i & 1)) continue;
@@ -618,31 +378,4 @@ extern "C" void trine_copy_async_wait(int groups) {
     const unsigned kept = static_cast<unsigned>(groups);
     // A copy that is in no group yet is not waited for.
     run_copies(fiber, fiber->group > kept ? fiber->group - kept : 0);
-}
-
-Outcome run_grid(const TrineKernel& kernel, const void* argument, dim3 grid, dim3 block, size_t shared) {
-    auto job = std::make_shared<Shared>();
-    job->kernel = &kernel;
-    job->argument = argument;
-    job->grid = grid;
-    job->block = block;
-    job->shared = shared;
-    job->blocks = static_cast<uint64_t>(grid.x) * grid.y * grid.z;
-    Pool& all = pool();
-    if (all.helpers && job->blocks > 1) {
-        static std::once_flag once;
-        std::call_once(once, [&] {
-            for (unsigned i = 0; i < all.helpers; i++) std::thread(help).detach();
-        });
-        std::lock_guard<std::mutex> hold(all.lock);
-        for (unsigned i = 0; i < all.helpers && i + 1 < job->blocks; i++) all.jobs.push_back(job);
-        all.come.notify_all();
-    }
-    work(*job);
-    std::unique_lock<std::mutex> hold(all.lock);
-    // Whoever has not come yet need not.
-    all.jobs.erase(std::remove_if(all.jobs.begin(), all.jobs.end(),
-        [&](const std::shared_ptr<Job>& other) { return other == job; }), all.jobs.end());
-    job->left.wait(hold, [&] { return job->at_work == 0; });
-    return job->outcome;
 }

@@ -5,13 +5,17 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <utility>
+
 void Races::barrier() {
     generation++;
     used = 0;
-    memset(clocks, 0, sizeof clocks);
+    memset(written, 0, sizeof written);
+    memset(read, 0, sizeof read);
+    overwritten.clear();
 }
 
-void Races::sync_warp(int warp, unsigned mask) {
+void Races::sync(Clocks& clocks, int warp, unsigned mask) {
     uint16_t most[32] = {};
     for (int lane = 0; lane < 32; lane++) {
         if (!(mask >> lane & 1)) continue;
@@ -26,7 +30,7 @@ void Races::sync_warp(int warp, unsigned mask) {
     }
 }
 
-bool Races::ordered(const Access& before, int thread) const {
+bool Races::ordered(const Clocks& clocks, const Access& before, int thread) {
     if (before.thread == thread) return true;
     if (before.thread / 32 != thread / 32) return false;
     return clocks[thread / 32][thread % 32][before.thread % 32] > before.clock;
@@ -68,27 +72,50 @@ static std::string place(const void* code) {
     return text.empty() ? "code at " + std::to_string(offset) : text;
 }
 
-std::string Races::report(const Access& before, const char* did, int thread, const char* does, uintptr_t address,
-    const void* code) const {
+std::string Races::report(const Access& before, const char* did, const Access& now, const char* does,
+    uintptr_t address) {
     char text[2000];
     snprintf(text, sizeof text, "race: thread %d %s and thread %d %s 0x%zx with no barrier between\n    %s\n    %s",
-        before.thread, did, thread, does, static_cast<size_t>(address), place(before.code).c_str(), place(code).c_str());
+        before.thread, did, now.thread, does, static_cast<size_t>(address), place(before.code).c_str(),
+        place(now.code).c_str());
     return text;
+}
+
+std::string Races::last() {
+    std::string found;
+    for (const Overwritten& o : overwritten) {
+        if (*o.p == o.value) continue;
+        found = report(o.before, "wrote", o.now, "writes", reinterpret_cast<uintptr_t>(o.p));
+        break;
+    }
+    overwritten.clear();
+    return found;
 }
 
 std::string Races::access(int thread, const void* p, size_t bytes, bool write, bool atomic, const void* code) {
     enum { WRITE = 1, READ = 2, OTHER = 4 };
+    if (!overwritten.empty()) {
+        std::string found = last();
+        if (!found.empty()) return found;
+    }
     const uintptr_t first = reinterpret_cast<uintptr_t>(p);
-    const uint16_t clock = clocks[thread / 32][thread % 32][thread % 32];
-    const Access now = {static_cast<uint16_t>(thread), atomic, clock, code};
+    const Clocks& clocks = write ? written : read;
+    const Access now = {static_cast<uint16_t>(thread), atomic, clocks[thread / 32][thread % 32][thread % 32], code};
     for (uintptr_t address = first; address < first + bytes; address++) {
         Byte& byte = find(address);
-        auto races = [&](const Access& before) { return !(before.atomic && atomic) && !ordered(before, thread); };
+        auto races = [&](const Clocks& known, const Access& before) {
+            return !(before.atomic && atomic) && !ordered(known, before, thread);
+        };
         const char* does = write ? "writes" : "reads";
-        if (byte.there & WRITE && races(byte.write)) return report(byte.write, "wrote", thread, does, address, code);
+        if (byte.there & WRITE && races(written, byte.write)) {
+            if (!write || atomic) return report(byte.write, "wrote", now, does, address);
+            const unsigned char* at = static_cast<const unsigned char*>(p) + (address - first);
+            overwritten.push_back({at, *at, byte.write, now});
+        }
         if (write) {
-            if (byte.there & READ && races(byte.read)) return report(byte.read, "read", thread, does, address, code);
-            if (byte.there & OTHER && races(byte.other)) return report(byte.other, "read", thread, does, address, code);
+            for (const auto& [bit, before] : {std::pair<int, const Access&>(READ, byte.read), {OTHER, byte.other}}) {
+                if (byte.there & bit && races(read, before)) return report(before, "read", now, does, address);
+            }
             byte.write = now;
             byte.there |= WRITE;
         } else if (!(byte.there & READ) || byte.read.thread == thread) {
