@@ -27,7 +27,9 @@ fn it_agrees_with_transformers() {
             let output = fixture::run(&mut executor, case)
                 .unwrap_or_else(|error| panic!("{name} {}: {error}", case.name));
             let failures = fixture::failures(case, &output);
-            wrong.extend(failures.iter().map(|failure| format!("{name} {}: {failure}", case.name)));
+            wrong.extend(
+                failures.iter().map(|failure| format!("{} {}: {failure}", fixture.name, case.name)),
+            );
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
