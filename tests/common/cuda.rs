@@ -24,9 +24,14 @@ pub(crate) fn open(options: CudaOptions) -> Option<Cuda> {
     Some(Cuda::new(gpu, options).unwrap_or_else(|error| panic!("{error}")))
 }
 
-/// The backends that generic tests run on: as a model does, and op by op.
-pub(crate) fn backends() -> Vec<(&'static str, GpuInfo, CudaOptions)> {
+/// The backends that generic tests run on: as a model does, and op by op; of a GPU that a CPU
+/// imitates only the first where `slow` ones are to be passed by.
+pub(crate) fn backends(slow: bool) -> Vec<(&'static str, GpuInfo, CudaOptions)> {
     let Some(gpu) = gpu() else { return Vec::new() };
     let plain = CudaOptions::default().fused(false).replay(false).overlapped(false);
-    vec![("cuda", gpu.clone(), CudaOptions::default()), ("cuda, op by op", gpu, plain)]
+    let mut backends = vec![("cuda", gpu.clone(), CudaOptions::default())];
+    if slow || !gpu.is_emulated() {
+        backends.push(("cuda, op by op", gpu, plain));
+    }
+    backends
 }

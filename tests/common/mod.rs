@@ -34,13 +34,13 @@ pub(crate) trait Body {
 /// Runs `body` on every backend of this machine. A new backend, or a variant of one, is a line.
 ///
 /// Tests of the whole model pass `slow` adapters by; `wgpu_model.rs` has what they run.
-#[cfg_attr(not(feature = "wgpu"), allow(unused_variables))]
+#[cfg_attr(not(any(feature = "cuda", feature = "wgpu")), allow(unused_variables))]
 pub(crate) fn on_every_backend(body: &impl Body, slow: bool) {
     // Its ops are compared with themselves, which shows that the tests' own arithmetic is right.
     named("reference", || body.run(&Reference::new));
     named("toy", || body.run(&toy::Toy::new));
     #[cfg(feature = "cuda")]
-    for (name, gpu, options) in cuda::backends() {
+    for (name, gpu, options) in cuda::backends(slow) {
         use trine::backend::cuda::Cuda;
         named(name, || body.run(&|| Cuda::new(gpu.clone(), options).expect("opens")));
     }
