@@ -130,17 +130,15 @@ pub fn devices() -> Vec<DeviceStatus> {
         }
         Err(error) => absent("cpu", &error.to_string()),
     };
-    let mut devices = Vec::new();
     #[cfg(feature = "cuda")]
-    devices.extend(cuda_devices());
+    let cuda = cuda_devices();
     #[cfg(not(feature = "cuda"))]
-    devices.push(absent("cuda", NO_CUDA));
+    let cuda = vec![absent("cuda", NO_CUDA)];
     #[cfg(feature = "wgpu")]
-    devices.extend(wgpu_devices());
+    let wgpu = wgpu_devices();
     #[cfg(not(feature = "wgpu"))]
-    devices.push(absent("wgpu", NO_WGPU));
-    devices.push(cpu);
-    devices
+    let wgpu = vec![absent("wgpu", NO_WGPU)];
+    [cuda, wgpu, vec![cpu]].concat()
 }
 
 #[cfg(feature = "cuda")]
