@@ -37,13 +37,15 @@ fn a_driver_or_gpu_that_cannot_is_refused_with_the_reason() {
         ("TRINE_EMULATOR_DEVICES", "0", ["cuda:0", "the NVIDIA driver sees no GPU"]),
         ("TRINE_EMULATOR_DRIVER", "11080", ["CUDA 11.8", "update the driver"]),
         ("TRINE_EMULATOR_CC", "7.5", ["compute capability 7.5", "8.0 or newer"]),
-        ("TRINE_EMULATOR_MEMORY", "1000000", ["cuda:0", "needs"]),
     ] {
         on(&[(name, value)], GENERATE).refused(&parts);
         // In a list it is a line with the reason, and other devices are as they were.
         let devices = on(&[(name, value)], "devices --json").good();
         assert!(devices.contains("\"cpu\""), "{devices}");
     }
+    let little = on(&[("TRINE_EMULATOR_MEMORY", "1000000")], GENERATE);
+    assert_eq!(little.code, Some(1), "{little:?}");
+    little.sentence(&["not enough memory on cuda:0", "available 1 MB"]);
     on(&[], "generate --device cuda:3 hello").refused(&["cuda:3", "there is one GPU"]);
     let two = [("TRINE_EMULATOR_DEVICES", "2")];
     on(&two, "generate --device cuda:2 hello").refused(&["there are 2 GPUs", "cuda:1"]);
@@ -66,9 +68,16 @@ fn a_fault_while_running_is_a_sentence() {
     if !is_emulated() {
         return;
     }
-    let ran = on(&[("TRINE_EMULATOR_FAIL_LAUNCH", "700")], GENERATE);
-    assert_ne!(ran.code, Some(0), "{ran:?}");
-    ran.sentence(&["cuda:0", "illegal"]);
+    // While the model is loaded, and while it answers: four tokens are some 190 launches.
+    for launch in ["50", "150"] {
+        let ran = on(&[("TRINE_EMULATOR_FAIL_LAUNCH", launch)], GENERATE);
+        assert_eq!(ran.code, Some(1), "{ran:?}");
+        let last = ran.stderr.lines().last().unwrap_or_default();
+        for part in ["error: ", "device cuda:0 failed while", "illegal memory access"] {
+            assert!(last.contains(part), "{part:?} in {ran:?}");
+        }
+        assert!(!ran.stderr.contains("panicked"), "{ran:?}");
+    }
 }
 
 #[test]
