@@ -193,6 +193,11 @@ impl Device {
         self.fault.borrow().clone()
     }
 
+    /// Takes note that the device is of no use any more, and answers the reason.
+    pub(super) fn lost(&self, reason: &str) -> String {
+        self.fault.borrow_mut().get_or_insert_with(|| reason.into()).clone()
+    }
+
     /// Runs calls of the driver on this device. A device that had a fault is not asked again.
     pub(super) fn call<R>(
         &self,

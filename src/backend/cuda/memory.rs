@@ -92,6 +92,10 @@ impl Owned {
 
 impl Drop for Owned {
     fn drop(&mut self) {
+        // With a fault the whole context goes, memory and all; a device that hangs would not answer.
+        if self.device.fault().is_some() {
+            return;
+        }
         // SAFETY: it was reserved by `new` and is freed once; the driver waits for work that uses
         // it. An error is one of earlier work, and told to whoever waits for that.
         let _ = self.device.try_call(|| unsafe { result::free_sync(self.address) });
@@ -229,7 +233,7 @@ impl Pinned {
                 // A step of a small batch: the thread stays awake for it.
                 waited if waited < Duration::from_millis(5) => std::hint::spin_loop(),
                 waited if waited < PATIENCE => std::thread::sleep(Duration::from_micros(50)),
-                _ => return Err("the device has not answered for two minutes".into()),
+                _ => return Err(self.device.lost("it has not answered for two minutes")),
             }
         }
         Ok(())
@@ -238,8 +242,10 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        // On a device with a fault the wait ends at once, with the fault.
-        let _ = self.wait();
+        // With a fault the whole context goes, as for device memory.
+        if self.wait().is_err() || self.device.fault().is_some() {
+            return;
+        }
         let _ = self.device.try_call(|| {
             // SAFETY: both were made by `new` and go once; the device is done with them.
             unsafe {

@@ -80,6 +80,15 @@ impl Modules {
             };
             let of_binary =
                 binary.map(|binary| context.load_module(Ptx::from_binary(binary.to_vec())));
+            if let Some(Err(error)) = &of_binary {
+                tracing::warn!(
+                    "{}: the driver refuses the machine code of the kernel {} ({}) and is given its \
+                     PTX to compile",
+                    info.name(),
+                    artefact.file,
+                    sentence(*error)
+                );
+            }
             let module = match of_binary {
                 Some(Ok(module)) => module,
                 _ => context.load_module(Ptx::from_src(artefact.ptx)).map_err(|error| {

@@ -146,7 +146,8 @@ pub fn kernels() -> Vec<Kernel> {
     super::all_kernels()
 }
 
-/// The WGSL of a shader: the numbers of the host, what every shader has, what its `// uses:` line names, in that order, and then itself. `None` if
+/// The WGSL of a shader: the numbers of the host, what every shader has, what its `// uses:` line
+/// names, in that order, and then itself. `None` if
 /// there is no such shader.
 pub fn shader_source(file: &str, variant: Variant) -> Option<String> {
     let own = FILES.iter().find(|(name, _)| *name == file)?.1;
