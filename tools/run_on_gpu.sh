@@ -20,14 +20,11 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-# The tests of every backend, those of CUDA (not of the emulated driver: it is not there), and of wgpu.
+# The tests of every backend, those of CUDA and of wgpu, and the modules of `cuda` that test single ops.
 GENERIC=(ops checked seam ragged)
-CUDA=()
-for test in tests/cuda_*.rs; do
-    name=$(basename "$test" .rs)
-    case $name in cuda_emulat*) ;; *) CUDA+=("$name") ;; esac
-done
-WGPU=(wgpu_attention wgpu_sample wgpu_fuse wgpu_model wgpu_pieces wgpu_faults)
+CUDA=(cuda cuda_faults)
+CUDA_OPS=(attention head matmul sample screen)
+WGPU=(wgpu wgpu_faults)
 PARTS=(tests sanitizer bench soak peers)
 HALVES=(memcheck racecheck)
 
@@ -97,9 +94,9 @@ part_tests() {
     for test in "${tests[@]}"; do
         # A test that finds no GPU fails.
         if is_cuda; then
-            try "test-$test" 150 "test-$test.txt" env TRINE_REQUIRE_CUDA=1 "$folder/$test" --test-threads=4
+            try "test-$test" 300 "test-$test.txt" env TRINE_REQUIRE_CUDA=1 "$folder/$test" --test-threads=4
         else
-            try "test-$test" 150 "test-$test.txt" env TRINE_REQUIRE_ADAPTERS=1 "$folder/$test" --test-threads=4
+            try "test-$test" 300 "test-$test.txt" env TRINE_REQUIRE_ADAPTERS=1 "$folder/$test" --test-threads=4
         fi
     done
 }
@@ -129,10 +126,9 @@ sanitize() {
     try "$tool-bench" 60 "$tool-bench.txt" "$sanitizer" "${options[@]}" \
         "$folder/bench_cuda" --device "$device" --quick --repetitions 1
     # Tests of single ops; the tool makes kernels some ten to a hundred times slower.
-    for test in "${CUDA[@]}"; do
-        case $test in cuda_model | cuda_kernels | cuda_faults) continue ;; esac
-        try "$tool-$test" 100 "$tool-$test.txt" env TRINE_REQUIRE_CUDA=1 \
-            "$sanitizer" "${options[@]}" "$folder/$test" --test-threads=1
+    for op in "${CUDA_OPS[@]}"; do
+        try "$tool-$op" 100 "$tool-$op.txt" env TRINE_REQUIRE_CUDA=1 \
+            "$sanitizer" "${options[@]}" "$folder/cuda" --test-threads=1 "$op::"
     done
 }
 

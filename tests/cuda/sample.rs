@@ -1,15 +1,14 @@
 //! Sampling and scoring on CUDA.
 
-#![cfg(feature = "cuda")]
-
-mod common;
-
-use common::sample_tests;
+use crate::common::sample_tests;
 use trine::backend::cuda::{Cuda, CudaOptions};
 
 /// A backend on the first GPU, kept from pass to pass with its scratch memory.
 fn backends() -> Vec<(&'static str, Cuda)> {
-    common::cuda::open(CudaOptions::default()).map(|cuda| ("cuda", cuda)).into_iter().collect()
+    crate::common::cuda::open(CudaOptions::default())
+        .map(|cuda| ("cuda", cuda))
+        .into_iter()
+        .collect()
 }
 
 #[test]

@@ -1,8 +1,6 @@
 //! Sampling and scoring on the CPU backend.
 
-mod cpu_common;
-
-use cpu_common::*;
+use crate::common::*;
 use trine::backend::cpu::{Buffer, Cpu};
 use trine::backend::ops::*;
 use trine::backend::random::gumbel;

@@ -1,5 +1,4 @@
 //! The compiled kernels are those that the host launches: names, blocks, arguments, files.
-#![cfg(feature = "cuda")]
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -1,15 +1,11 @@
 //! The whole model on GPUs: what transformers computes, the CPU's text, and the same bits however
 //! a step is enqueued. On every adapter of the machine, in every variant.
-#![cfg(feature = "wgpu")]
 
-mod common;
-mod fixture;
-
-use common::demo::{DemoText, demo_text};
-use common::model::{awkward_models, roomy};
-use common::run::{bits, generate, ids, keep_last, load, part, session, step_logits};
-use common::wgpu::{Opened, opened};
-use common::workload::{greedy, sampled, workload};
+use crate::common::demo::{DemoText, demo_text};
+use crate::common::model::{awkward_models, roomy};
+use crate::common::run::{bits, generate, ids, keep_last, load, part, session, step_logits};
+use crate::common::wgpu::{Opened, opened};
+use crate::common::workload::{greedy, sampled, workload};
 use trine::backend::wgpu::{Gpu, GpuOptions, Wgpu, WgpuOptions};
 use trine::checkpoint;
 use trine::model::executor::Executor;
@@ -27,24 +23,24 @@ fn it_agrees_with_transformers() {
     let mut wrong = Vec::new();
     for opened in opened() {
         let mut compared = 0;
-        for name in fixture::NAMES {
-            let fixture = fixture::load(name);
+        for name in crate::fixture::NAMES {
+            let fixture = crate::fixture::load(name);
             let checkpoint = checkpoint::open(&fixture.folder).expect("opens");
             let device = backend(opened, WgpuOptions::default());
             let mut executor =
-                Executor::load(device, &checkpoint, fixture::reserve(), &mut |_, _| {})
+                Executor::load(device, &checkpoint, crate::fixture::reserve(), &mut |_, _| {})
                     .unwrap_or_else(|error| panic!("{name}: {error}"));
             // On a slow adapter the shortest of the strict cases, and not in every variant.
             let strict = fixture.cases.iter().filter(|case| case.strict);
             let shortest = strict.map(|case| case.ids.len()).min();
-            let chosen = |case: &&fixture::Case| {
+            let chosen = |case: &&crate::fixture::Case| {
                 !opened.slow || (!opened.plain && Some(case.ids.len()) == shortest)
             };
             for case in fixture.cases.iter().filter(chosen) {
                 compared += 1;
-                let output = fixture::run(&mut executor, case)
+                let output = crate::fixture::run(&mut executor, case)
                     .unwrap_or_else(|error| panic!("{name} {}: {error}", case.name));
-                for failure in fixture::failures(case, &output) {
+                for failure in crate::fixture::failures(case, &output) {
                     if *name == NEEDS_IEEE {
                         eprintln!("{}: {name} {}: {failure}", opened.name, case.name);
                     } else {

@@ -1,11 +1,8 @@
 //! Fused ops give the bits of the ops that they are made of, and are fewer.
-#![cfg(feature = "wgpu")]
 
-mod common;
-
-use common::ops::{EPS, gain};
-use common::rng::Rng;
-use common::run::{bits, download, run_ops, upload};
+use crate::common::ops::{EPS, gain};
+use crate::common::rng::Rng;
+use crate::common::run::{bits, download, run_ops, upload};
 use trine::backend::ops::{self, Activation, Epilogue, allocate_quantized};
 use trine::backend::wgpu::{Gpu, Wgpu, WgpuOptions};
 use trine::backend::{Backend, Record};
@@ -91,7 +88,7 @@ fn feed_forward(gpu: &Gpu, fused: bool, shape: Shape) -> (Vec<f32>, u64) {
 
 #[test]
 fn a_fused_network_has_the_same_bits() {
-    for opened in common::wgpu::opened() {
+    for opened in crate::common::wgpu::opened() {
         let mut fused_dispatches = Vec::new();
         for (rows, hidden, ffn) in
             [(1, 64, 100), (2, 100, 132), (3, 128, 64), (4, 260, 516), (5, 64, 64), (1, 2560, 6912)]
@@ -124,7 +121,7 @@ fn a_fused_network_has_the_same_bits() {
 
 #[test]
 fn rows_that_are_read_twice_are_written() {
-    for opened in common::wgpu::opened() {
+    for opened in crate::common::wgpu::opened() {
         let mut b = Wgpu::new(&opened.gpu, WgpuOptions::default());
         let mut rng = Rng::new(3);
         let (first, second) = (matrix(&mut rng, 8, 64, 1.0), matrix(&mut rng, 8, 64, 1.0));

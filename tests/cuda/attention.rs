@@ -1,13 +1,10 @@
 //! Attention on CUDA: it is that of the reference, every form of its kernels gives the same bits,
 //! and the cache rounds as it should.
-#![cfg(feature = "cuda")]
 
-mod common;
-
-use common::attention::Attention;
-use common::host::HostBatch;
-use common::rng::Rng;
-use common::run::{bits, download, upload};
+use crate::common::attention::Attention;
+use crate::common::host::HostBatch;
+use crate::common::rng::Rng;
+use crate::common::run::{bits, download, upload};
 use trine::backend::cuda::{Cuda, CudaOptions};
 use trine::backend::ops::{self, Heads};
 use trine::backend::reference::attend;
@@ -17,7 +14,7 @@ use trine::model::activations::rope_tables;
 
 /// A backend, if there is a device: fused, but nothing is kept.
 fn open() -> Option<Cuda> {
-    common::cuda::open(CudaOptions::default())
+    crate::common::cuda::open(CudaOptions::default())
 }
 
 /// Sequences, and their cache on a device.
@@ -421,7 +418,7 @@ fn tokens_before_a_fault_do_not_see_it() {
 fn cached(fused: bool, key: f32, values: &[f32]) -> Option<Vec<f32>> {
     let heads = Heads { query: 1, kv: 1, dim: 128 };
     let count = values.len() / heads.dim;
-    let mut backend = common::cuda::open(CudaOptions::default().fused(fused))?;
+    let mut backend = crate::common::cuda::open(CudaOptions::default().fused(fused))?;
     let layout =
         KvLayout { layers: 1, pages: count, kv_heads: 1, head_dim: 128, kv_type: KvType::F16 };
     let mut kv = backend.allocate_kv(layout).unwrap();

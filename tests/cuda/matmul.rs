@@ -1,14 +1,11 @@
 //! The ternary product on CUDA is exact in every form, and fused ops give the bits of the ops that
 //! they are made of.
-#![cfg(feature = "cuda")]
 
-mod common;
-
-use common::cuda::open;
-use common::host::HostQuantized;
-use common::ops::{COLUMN, EPS, gain, gate_norm_quantize, matmul};
-use common::rng::Rng;
-use common::run::{bits, download, run_ops, upload};
+use crate::common::cuda::open;
+use crate::common::host::HostQuantized;
+use crate::common::ops::{COLUMN, EPS, gain, gate_norm_quantize, matmul};
+use crate::common::rng::Rng;
+use crate::common::run::{bits, download, run_ops, upload};
 use trine::backend::cpu::{Cpu, CpuOptions};
 use trine::backend::cuda::{CudaOptions, MatmulForm};
 use trine::backend::ops::{self, Activation, Epilogue, allocate_quantized};

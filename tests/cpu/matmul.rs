@@ -1,9 +1,7 @@
 //! The ternary product of the CPU backend is exact, whatever the instruction set, the number of
 //! threads and the shape of the batch.
 
-mod cpu_common;
-
-use cpu_common::*;
+use crate::common::*;
 use trine::backend::cpu::{Buffer, Cpu, TernaryMatrix};
 use trine::backend::ops::*;
 use trine::backend::{Backend, Record, quantized_stride};

@@ -1,16 +1,12 @@
 //! Sampling and scoring on GPUs through wgpu, in every variant.
 
-#![cfg(feature = "wgpu")]
-
-mod common;
-
-use common::sample_tests;
-use common::wgpu::opened;
+use crate::common::sample_tests;
+use crate::common::wgpu::opened;
 use trine::backend::wgpu::{Wgpu, WgpuOptions};
 
 /// A backend for each adapter and variant, kept from pass to pass with its scratch memory.
 fn backends() -> Vec<(&'static str, Wgpu)> {
-    let open = |opened: &'static common::wgpu::Opened| {
+    let open = |opened: &'static crate::common::wgpu::Opened| {
         (opened.name.as_str(), Wgpu::new(&opened.gpu, WgpuOptions::default()))
     };
     opened().iter().map(open).collect()

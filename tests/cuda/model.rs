@@ -1,15 +1,11 @@
 //! The whole model on CUDA: what transformers computes, the CPU's text, and the same bits however a
 //! step is enqueued.
-#![cfg(feature = "cuda")]
 
-mod common;
-mod fixture;
-
-use common::cuda::open;
-use common::demo::{DemoText, demo_text};
-use common::model::{awkward_models, roomy};
-use common::run::{generate, ids, session};
-use common::workload::{greedy, workload};
+use crate::common::cuda::open;
+use crate::common::demo::{DemoText, demo_text};
+use crate::common::model::{awkward_models, roomy};
+use crate::common::run::{generate, ids, session};
+use crate::common::workload::{greedy, workload};
 use trine::backend::cuda::CudaOptions;
 use trine::checkpoint;
 use trine::model::executor::Executor;
@@ -17,16 +13,17 @@ use trine::model::executor::Executor;
 #[test]
 fn it_agrees_with_transformers() {
     let mut wrong = Vec::new();
-    for name in fixture::NAMES {
+    for name in crate::fixture::NAMES {
         let Some(device) = open(CudaOptions::default()) else { return };
-        let fixture = fixture::load(name);
+        let fixture = crate::fixture::load(name);
         let checkpoint = checkpoint::open(&fixture.folder).expect("opens");
-        let mut executor = Executor::load(device, &checkpoint, fixture::reserve(), &mut |_, _| {})
-            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        let mut executor =
+            Executor::load(device, &checkpoint, crate::fixture::reserve(), &mut |_, _| {})
+                .unwrap_or_else(|error| panic!("{name}: {error}"));
         for case in &fixture.cases {
-            let output = fixture::run(&mut executor, case)
+            let output = crate::fixture::run(&mut executor, case)
                 .unwrap_or_else(|error| panic!("{name} {}: {error}", case.name));
-            let failures = fixture::failures(case, &output);
+            let failures = crate::fixture::failures(case, &output);
             wrong.extend(
                 failures.iter().map(|failure| format!("{} {}: {failure}", fixture.name, case.name)),
             );

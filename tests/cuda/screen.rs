@@ -1,14 +1,10 @@
 //! The screened output head on CUDA: the tokens of the full one, wherever the best token lies and
 //! however close others come.
 
-#![cfg(feature = "cuda")]
-
-mod common;
-
-use common::host::{HostBatch, upload_lanes, upload_samples};
-use common::ops::EPS;
-use common::rng::Rng;
-use common::run::{bits, download, upload};
+use crate::common::host::{HostBatch, upload_lanes, upload_samples};
+use crate::common::ops::EPS;
+use crate::common::rng::Rng;
+use crate::common::run::{bits, download, upload};
 use trine::backend::cuda::{Cuda, CudaOptions, Head};
 use trine::backend::ops::{self, SampleRow};
 use trine::backend::{Backend, LogitUse, NONE, Record, StepKey};
@@ -106,7 +102,7 @@ fn run(cuda: &mut Cuda, step: &Step, logprobs: bool) -> (Out, Vec<f32>, Vec<f32>
 }
 
 fn both() -> Option<[Cuda; 2]> {
-    let open = |head| common::cuda::open(CudaOptions::default().head(head));
+    let open = |head| crate::common::cuda::open(CudaOptions::default().head(head));
     Some([open(Head::Full)?, open(Head::Screened)?])
 }
 

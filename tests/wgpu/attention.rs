@@ -1,14 +1,11 @@
 //! Attention on GPUs: every form of its kernels gives the same bits, and the cache rounds as it
 //! should.
-#![cfg(feature = "wgpu")]
 
-mod common;
-
-use common::attention::Attention;
-use common::host::HostBatch;
-use common::rng::Rng;
-use common::run::{bits, download, upload};
-use common::wgpu::{Opened, opened};
+use crate::common::attention::Attention;
+use crate::common::host::HostBatch;
+use crate::common::rng::Rng;
+use crate::common::run::{bits, download, upload};
+use crate::common::wgpu::{Opened, opened};
 use trine::backend::ops::{self, Heads};
 use trine::backend::wgpu::{Wgpu, WgpuOptions};
 use trine::backend::{Backend, KvLayout, KvType, LogitUse, NONE, PAGE_TOKENS, Record, StepKey};

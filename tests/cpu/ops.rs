@@ -1,9 +1,7 @@
 //! Every op of the CPU backend: the same bits for every instruction set of this machine, for any
 //! number of threads, and for a row alone as among others; and near a naive sum in f64.
 
-mod cpu_common;
-
-use cpu_common::*;
+use crate::common::*;
 use trine::backend::cpu::{Buffer, Cpu, Table};
 use trine::backend::ops::*;
 use trine::backend::{Backend, KvLayout, KvType, NONE, PAGE_TOKENS, Record, quantized_stride};

@@ -1,14 +1,10 @@
 //! The output head, embeddings and norms on CUDA, at awkward shapes: against sums in f64, and bit by
 //! bit against themselves with other rows beside them.
 
-#![cfg(feature = "cuda")]
-
-mod common;
-
-use common::host::{HostBatch, upload_lanes};
-use common::ops::{EPS, gain};
-use common::rng::Rng;
-use common::run::{bits, download, run_ops, upload};
+use crate::common::host::{HostBatch, upload_lanes};
+use crate::common::ops::{EPS, gain};
+use crate::common::rng::Rng;
+use crate::common::run::{bits, download, run_ops, upload};
 use trine::backend::cuda::{Cuda, CudaOptions};
 use trine::backend::{Backend, FROM_LANE, NONE, Record, ops};
 use trine::tensor::{FloatType, HostTable, SharedBytes};
@@ -16,7 +12,7 @@ use trine::tensor::{FloatType, HostTable, SharedBytes};
 const FLOATS: [FloatType; 3] = [FloatType::Bf16, FloatType::F16, FloatType::F32];
 
 fn open() -> Option<Cuda> {
-    common::cuda::open(CudaOptions::default())
+    crate::common::cuda::open(CudaOptions::default())
 }
 
 /// A table of normals in a type, and its values.
@@ -294,8 +290,8 @@ fn gathered_norms_are_those_of_their_rows() {
     for width in [1, 4, 37, 300, 1000] {
         let input = Rng::of(&[36, width as u64]).normals(6 * width, 2.0);
         let gather = [9, 9, 5, NONE, 0, 6, 5];
-        let gathered = common::ops::rms_norm(&mut cuda, &input, width, Some(&gather), 2);
-        let plain = common::ops::rms_norm(&mut cuda, &input, width, None, 0);
+        let gathered = crate::common::ops::rms_norm(&mut cuda, &input, width, Some(&gather), 2);
+        let plain = crate::common::ops::rms_norm(&mut cuda, &input, width, None, 0);
         let normed = |row: usize| {
             let x = &input[row * width..][..width];
             let square: f64 = x.iter().map(|&x| f64::from(x).powi(2)).sum();
