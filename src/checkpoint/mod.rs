@@ -12,6 +12,7 @@
 //! |---|---|
 //! | `files` | a folder, or named bytes in memory |
 //! | `safetensors` | the container: headers, shards, named tensors |
+//! | `gguf`, `gguf_metadata`, `gguf_types` | the container GGUF: header, typed values, tensors |
 //! | `hf_config` | `config.json` |
 //! | `hf_weights`, `hf_layouts` | tensors by role; packed and float ternary matrices |
 //! | `tokenizer_files`, `generation_config` | text and sampling |
@@ -22,6 +23,12 @@
 pub mod demo;
 mod files;
 mod generation_config;
+#[allow(dead_code, reason = "what reads weights and tokenizers through it comes next")]
+mod gguf;
+#[allow(dead_code, reason = "what reads weights and tokenizers through it comes next")]
+mod gguf_metadata;
+#[allow(dead_code, reason = "what reads weights and tokenizers through it comes next")]
+mod gguf_types;
 mod hf_config;
 mod hf_layouts;
 mod hf_weights;
