@@ -155,6 +155,9 @@ impl WeightSource for Spoiled<'_> {
             NormRole::AttentionSub(l) => NormRole::AttentionSub(self.layer(l)),
             NormRole::Ffn(l) => NormRole::Ffn(self.layer(l)),
             NormRole::FfnSub(l) => NormRole::FfnSub(self.layer(l)),
+            NormRole::Projection(l, p) => NormRole::Projection(self.layer(l), p),
+            NormRole::QueryHead(l) => NormRole::QueryHead(self.layer(l)),
+            NormRole::KeyHead(l) => NormRole::KeyHead(self.layer(l)),
             NormRole::Final => NormRole::Final,
         };
         let mut gain = self.inner.norm(role)?;

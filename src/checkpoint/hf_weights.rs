@@ -403,6 +403,7 @@ impl WeightSource for HfWeights {
             NormRole::Ffn(layer) => Some(&self.layers[layer].ffn),
             NormRole::FfnSub(layer) => self.layers[layer].ffn_sub.as_ref(),
             NormRole::Final => Some(&self.final_norm),
+            NormRole::Projection(..) | NormRole::QueryHead(_) | NormRole::KeyHead(_) => None,
         };
         // A norm that the family does not have has no weights.
         let Some((tensor, float)) = tensor.and_then(|t| Some((t, t.float()?))) else {

@@ -101,6 +101,11 @@ impl SyntheticModel {
             Tensor::Norm(NormRole::AttentionSub(layer)) => (4, layer),
             Tensor::Norm(NormRole::Ffn(layer)) => (5, layer),
             Tensor::Norm(NormRole::FfnSub(layer)) => (6, layer),
+            Tensor::Norm(NormRole::QueryHead(layer)) => (16, layer),
+            Tensor::Norm(NormRole::KeyHead(layer)) => (17, layer),
+            Tensor::Norm(NormRole::Projection(layer, projection)) => {
+                (24 + projection as u64, layer)
+            }
             Tensor::Ternary(layer, projection) => (8 + projection as u64, layer),
         };
         mix(self.seed ^ mix(kind << 32 | layer as u64))
@@ -139,7 +144,7 @@ impl SyntheticModel {
 
     /// The standard deviation that a projection's output is brought to, and that of its input.
     fn deviations(&self, projection: Projection) -> (f32, f32) {
-        let sub_norm = self.config.family.row().attention_sub_norm;
+        let sub_norm = self.config.projection_norm(0, projection).is_some();
         match projection {
             // Scores `q·k / √dim` get a standard deviation of 2: attention that is neither flat
             // nor on one key.
@@ -183,12 +188,7 @@ impl WeightSource for SyntheticModel {
     }
 
     fn norm(&self, role: NormRole) -> Result<Vec<f32>, LoadError> {
-        let width = match role {
-            NormRole::Attention(_) | NormRole::Ffn(_) | NormRole::Final => self.config.hidden,
-            NormRole::AttentionSub(_) => self.config.heads.output_width(),
-            NormRole::FfnSub(_) => self.config.ffn,
-        };
-        let mut bytes = vec![0u8; width * 2];
+        let mut bytes = vec![0u8; self.config.norm_width(role) * 2];
         fill_random(self.key(Tensor::Norm(role)), &mut bytes);
         let gains = bytes.as_chunks::<2>().0.iter().map(|b| {
             let random = u16::from_le_bytes(*b);

@@ -73,7 +73,9 @@ impl Reserve {
     /// Bytes of all activations, for the arithmetic of a refusal. `None` if beyond `usize`.
     pub fn activation_bytes(&self, config: &ModelConfig) -> Option<usize> {
         let attention = config.heads.output_width();
-        let per_token = 4 * (config.hidden + config.heads.qkv_width() + attention + 2 * config.ffn)
+        let again = if config.family.row().projection_norms { config.hidden } else { 0 };
+        let per_token = 4
+            * (config.hidden + again + config.heads.qkv_width() + attention + 2 * config.ffn)
             + quantized_stride(config.hidden)
             + quantized_stride(attention)
             + quantized_stride(config.ffn);
@@ -96,6 +98,8 @@ pub struct Activations<B: Backend> {
     pub lanes: Lanes<B>,
     /// `[T, hidden]` the residual stream.
     pub residual: B::Buffer<f32>,
+    /// `[T, hidden]` the normed residual stream, in families that norm it again for each projection.
+    pub normed_hidden: Option<B::Buffer<f32>>,
     /// `[T, hidden]` quantised, the input of qkv and of gate and up.
     pub hidden: Quantized<B>,
     /// `[T, qkv_width]`.
@@ -154,6 +158,9 @@ impl<B: Backend> Activations<B> {
                 sampled: b.allocate("sampled tokens", sequences)?,
             },
             residual: b.allocate("residual stream", tokens * hidden)?,
+            normed_hidden: (config.family.row().projection_norms)
+                .then(|| b.allocate("normed hidden rows", tokens * hidden))
+                .transpose()?,
             hidden: allocate_quantized(b, "quantised hidden rows", tokens, hidden)?,
             qkv: b.allocate("qkv", tokens * config.heads.qkv_width())?,
             attended: b.allocate("attention output", tokens * attention)?,

@@ -9,8 +9,10 @@ use crate::backend::ops::{Activation, Heads};
 pub enum Family {
     /// BitNet b1.58 2B4T: sub-norms before the output and down projections.
     BitNet,
-    /// Llama-shaped ternary models (Llama3-8B-1.58, Falcon3-1.58): no sub-norms.
+    /// Llama-shaped ternary models (Llama3-8B-1.58, Falcon3-1.58, Falcon-E): no sub-norms.
     Llama,
+    /// BitNet-embedding 0.6B: Qwen3 with a norm before each projection.
+    Qwen3,
 }
 
 /// What a family decides, one row per family.
@@ -30,6 +32,11 @@ pub struct FamilyRow {
     pub attention_sub_norm: bool,
     /// An RMS norm between the gated product and the down projection.
     pub ffn_sub_norm: bool,
+    /// An RMS norm before each of the seven projections, besides those before attention and the
+    /// feed-forward network.
+    pub projection_norms: bool,
+    /// An RMS norm of each query and key head before it is rotated.
+    pub head_norms: bool,
     /// How RoPE pairs dimensions in Hugging Face files.
     pub rope: &'static str,
 }
@@ -48,6 +55,8 @@ pub const FAMILIES: &[FamilyRow] = &[
         ],
         attention_sub_norm: true,
         ffn_sub_norm: true,
+        projection_norms: false,
+        head_norms: false,
         rope: "half-split",
     },
     FamilyRow {
@@ -62,6 +71,20 @@ pub const FAMILIES: &[FamilyRow] = &[
         ],
         attention_sub_norm: false,
         ffn_sub_norm: false,
+        projection_norms: false,
+        head_norms: false,
+        rope: "half-split",
+    },
+    FamilyRow {
+        family: Family::Qwen3,
+        name: "Qwen3, ternary (BitNet-embedding)",
+        hf_architecture: "Qwen3ForCausalLM",
+        hf_model_type: "qwen3",
+        activations: &[("silu", Activation::Silu)],
+        attention_sub_norm: false,
+        ffn_sub_norm: false,
+        projection_norms: true,
+        head_norms: true,
         rope: "half-split",
     },
 ];
@@ -145,10 +168,7 @@ impl ModelConfig {
 
     /// Ternary weights of the whole model.
     pub fn ternary_parameters(&self) -> u64 {
-        let shapes = [Projection::Query, Projection::Key, Projection::Value, Projection::Output]
-            .into_iter()
-            .chain([Projection::Gate, Projection::Up, Projection::Down]);
-        let layer: u64 = shapes
+        let layer: u64 = (Projection::ALL.into_iter())
             .map(|projection| {
                 let (rows, cols) = self.shape(projection);
                 rows as u64 * cols as u64
@@ -164,10 +184,42 @@ impl ModelConfig {
 
     /// Weights of all norms.
     pub fn norm_parameters(&self) -> u64 {
+        let width = |role| self.norm_width(role) as u64;
+        let layer: u64 = self.layer_norms(0).into_iter().map(width).sum();
+        self.layers as u64 * layer + width(NormRole::Final)
+    }
+
+    /// The norms of a layer.
+    pub fn layer_norms(&self, layer: usize) -> Vec<NormRole> {
+        let mut roles = vec![NormRole::Attention(layer), NormRole::Ffn(layer)];
+        if self.family.row().head_norms {
+            roles.extend([NormRole::QueryHead(layer), NormRole::KeyHead(layer)]);
+        }
+        roles.extend(Projection::ALL.into_iter().filter_map(|p| self.projection_norm(layer, p)));
+        roles
+    }
+
+    /// The norm whose output a projection multiplies, where that is not the norm before attention or
+    /// the feed-forward network itself.
+    pub fn projection_norm(&self, layer: usize, projection: Projection) -> Option<NormRole> {
         let row = self.family.row();
-        let attention = if row.attention_sub_norm { self.heads.output_width() } else { 0 };
-        let ffn = if row.ffn_sub_norm { self.ffn } else { 0 };
-        (self.layers * (2 * self.hidden + attention + ffn) + self.hidden) as u64
+        match projection {
+            _ if row.projection_norms => Some(NormRole::Projection(layer, projection)),
+            Projection::Output if row.attention_sub_norm => Some(NormRole::AttentionSub(layer)),
+            Projection::Down if row.ffn_sub_norm => Some(NormRole::FfnSub(layer)),
+            _ => None,
+        }
+    }
+
+    /// Width of a norm.
+    pub fn norm_width(&self, role: NormRole) -> usize {
+        match role {
+            NormRole::Attention(_) | NormRole::Ffn(_) | NormRole::Final => self.hidden,
+            NormRole::QueryHead(_) | NormRole::KeyHead(_) => self.heads.dim,
+            NormRole::AttentionSub(_) => self.shape(Projection::Output).1,
+            NormRole::FfnSub(_) => self.shape(Projection::Down).1,
+            NormRole::Projection(_, projection) => self.shape(projection).1,
+        }
     }
 
     /// All weights.
@@ -208,6 +260,12 @@ pub enum Projection {
     Down,
 }
 
+impl Projection {
+    /// All of them, in the order of a layer.
+    pub const ALL: [Self; 7] =
+        [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
+}
+
 /// The norms of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum NormRole {
@@ -219,6 +277,12 @@ pub enum NormRole {
     Ffn(usize),
     /// Before the down projection, of a layer. `[ffn]`.
     FfnSub(usize),
+    /// Before one projection of a layer alone, in families that norm the input of each. Its columns.
+    Projection(usize, Projection),
+    /// Of each query head of a layer, before it is rotated. `[head dim]`.
+    QueryHead(usize),
+    /// Of each key head of a layer, before it is rotated. `[head dim]`.
+    KeyHead(usize),
     /// Before the output head. `[hidden]`.
     Final,
 }
@@ -229,7 +293,7 @@ mod tests {
 
     #[test]
     fn every_family_has_a_row() {
-        for family in [Family::BitNet, Family::Llama] {
+        for family in [Family::BitNet, Family::Llama, Family::Qwen3] {
             assert_eq!(family.row().family, family);
         }
     }

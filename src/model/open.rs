@@ -134,7 +134,7 @@ fn on_cuda(gpu: crate::backend::cuda::GpuInfo, job: &mut Job<'_>) -> Loaded {
         .replay(!eager && !check)
         .overlapped(!eager && !check);
     let cuda = Cuda::new(gpu, options)?;
-    super::executor::check_memory(cuda.info(), job.source.config(), &job.reserve)?;
+    super::memory::check_memory(cuda.info(), job.source.config(), &job.reserve)?;
     let mut executor = load(cuda, job, 0)?;
     if !check {
         warm_up(&mut *executor)?;
@@ -154,7 +154,7 @@ fn on_wgpu(adapter: crate::backend::wgpu::Adapter, job: &mut Job<'_>) -> Loaded 
     let wgpu = Wgpu::new(&gpu, options);
     // Compiling may take long, and is for nothing where the model does not fit.
     let config = job.source.config();
-    super::executor::check_memory(wgpu.info(), config, &job.reserve)?;
+    super::memory::check_memory(wgpu.info(), config, &job.reserve)?;
     let most = gpu.limits().max_storage_buffer_binding_size.min(gpu.limits().max_buffer_size);
     if let Some((name, bytes)) = job.reserve.largest_piece(config).filter(|p| p.1 as u64 > most) {
         return Err(LoadError::OutOfMemory {

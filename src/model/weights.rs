@@ -30,24 +30,42 @@ pub trait WeightSource {
     fn head(&self) -> Result<HostTable, LoadError>;
 }
 
+/// One product: a projection, or several that read the same rows, below each other.
+pub struct Linear<B: Backend> {
+    /// What it is made of, the first rows first.
+    pub parts: Vec<Projection>,
+    /// Gain of the norm that its input goes through before it is quantised, where it has one of its
+    /// own.
+    pub norm: Option<B::Buffer<f32>>,
+    /// `[features, width]`.
+    pub matrix: B::TernaryMatrix,
+    /// Columns of the matrix.
+    pub width: usize,
+    /// Rows of the matrix.
+    pub features: usize,
+    /// Where its features lie in a row of the layer's output: those of a linear before it come
+    /// first.
+    pub column: usize,
+}
+
 /// A layer's weights on a device.
 pub struct Layer<B: Backend> {
     /// Gain before attention.
     pub attention_norm: B::Buffer<f32>,
-    /// Query, key and value projections below each other.
-    pub qkv: B::TernaryMatrix,
-    /// Gain before the output projection.
-    pub attention_sub_norm: Option<B::Buffer<f32>>,
+    /// Query, key and value projections: one linear, or one for each where each norms its input.
+    pub qkv: Vec<Linear<B>>,
+    /// Gain of each query head before it is rotated.
+    pub query_norm: Option<B::Buffer<f32>>,
+    /// Gain of each key head before it is rotated.
+    pub key_norm: Option<B::Buffer<f32>>,
     /// The output projection.
-    pub output: B::TernaryMatrix,
+    pub output: Linear<B>,
     /// Gain before the feed-forward network.
     pub ffn_norm: B::Buffer<f32>,
-    /// Gate and up projections below each other.
-    pub gate_up: B::TernaryMatrix,
-    /// Gain before the down projection.
-    pub ffn_sub_norm: Option<B::Buffer<f32>>,
+    /// Gate and up projections: one linear, or two where each norms its input.
+    pub gate_up: Vec<Linear<B>>,
     /// The down projection.
-    pub down: B::TernaryMatrix,
+    pub down: Linear<B>,
 }
 
 /// A model's weights on a device.
@@ -71,59 +89,92 @@ impl<B: Backend> Weights<B> {
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self, LoadError> {
         let config = source.config().clone();
-        let family = config.family.row();
-        let total = config.layers * PROJECTIONS;
-        let mut done = 0;
-        let mut layers = Vec::with_capacity(config.layers);
-        for index in 0..config.layers {
-            let mut pack = |backend: &B, projections: &[Projection]| {
-                let parts = projections
-                    .iter()
-                    .map(|&projection| source.ternary(index, projection))
-                    .collect::<Result<Vec<_>, _>>()?;
-                let parts: Vec<&dyn TernaryRows> = parts.iter().map(|part| &**part).collect();
-                let packed = backend.pack_ternary(&parts)?;
-                done += projections.len();
-                progress(done, total);
-                Ok::<_, LoadError>(packed)
-            };
-            let qkv = pack(backend, &[Projection::Query, Projection::Key, Projection::Value])?;
-            let output = pack(backend, &[Projection::Output])?;
-            let gate_up = pack(backend, &[Projection::Gate, Projection::Up])?;
-            let down = pack(backend, &[Projection::Down])?;
-            layers.push(Layer {
-                attention_norm: upload(backend, source, NormRole::Attention(index))?,
-                qkv,
-                attention_sub_norm: family
-                    .attention_sub_norm
-                    .then(|| upload(backend, source, NormRole::AttentionSub(index)))
-                    .transpose()?,
-                output,
-                ffn_norm: upload(backend, source, NormRole::Ffn(index))?,
-                gate_up,
-                ffn_sub_norm: family
-                    .ffn_sub_norm
-                    .then(|| upload(backend, source, NormRole::FfnSub(index)))
-                    .transpose()?,
-                down,
-            });
-        }
+        let mut loader = Loader { backend, source, config: &config, progress, done: 0 };
+        let layers =
+            (0..config.layers).map(|layer| loader.layer(layer)).collect::<Result<_, _>>()?;
         Ok(Self {
-            embedding: backend.load_table(source.embedding()?)?,
             layers,
-            final_norm: upload(backend, source, NormRole::Final)?,
+            final_norm: loader.norm(NormRole::Final)?,
+            embedding: backend.load_table(source.embedding()?)?,
             head: (!config.tied_head).then(|| backend.load_table(source.head()?)).transpose()?,
         })
     }
 }
 
-fn upload<B: Backend>(
-    backend: &mut B,
-    source: &dyn WeightSource,
-    role: NormRole,
-) -> Result<B::Buffer<f32>, LoadError> {
-    let gain = source.norm(role)?;
-    let mut buffer = backend.allocate("norm", gain.len())?;
-    backend.write(&mut buffer, &gain)?;
-    Ok(buffer)
+struct Loader<'a, B: Backend> {
+    backend: &'a mut B,
+    source: &'a dyn WeightSource,
+    config: &'a ModelConfig,
+    progress: &'a mut dyn FnMut(usize, usize),
+    /// Matrices packed so far.
+    done: usize,
+}
+
+impl<B: Backend> Loader<'_, B> {
+    fn layer(&mut self, index: usize) -> Result<Layer<B>, LoadError> {
+        use Projection::{Down, Gate, Key, Output, Query, Up, Value};
+
+        let head_norms = self.config.family.row().head_norms;
+        let head_norm = |loader: &mut Self, role| head_norms.then(|| loader.norm(role)).transpose();
+        Ok(Layer {
+            attention_norm: self.norm(NormRole::Attention(index))?,
+            qkv: self.linears(index, &[Query, Key, Value])?,
+            query_norm: head_norm(self, NormRole::QueryHead(index))?,
+            key_norm: head_norm(self, NormRole::KeyHead(index))?,
+            output: self.linear(index, &[Output], 0)?,
+            ffn_norm: self.norm(NormRole::Ffn(index))?,
+            gate_up: self.linears(index, &[Gate, Up])?,
+            down: self.linear(index, &[Down], 0)?,
+        })
+    }
+
+    /// Projections that write one row: one product, unless one of them norms its input for itself.
+    fn linears(
+        &mut self,
+        layer: usize,
+        projections: &[Projection],
+    ) -> Result<Vec<Linear<B>>, LoadError> {
+        if projections.iter().all(|&p| self.config.projection_norm(layer, p).is_none()) {
+            return Ok(vec![self.linear(layer, projections, 0)?]);
+        }
+        let mut column = 0;
+        let one = |projection: &Projection| {
+            let linear = self.linear(layer, &[*projection], column)?;
+            column += linear.features;
+            Ok(linear)
+        };
+        projections.iter().map(one).collect()
+    }
+
+    fn linear(
+        &mut self,
+        layer: usize,
+        projections: &[Projection],
+        column: usize,
+    ) -> Result<Linear<B>, LoadError> {
+        let parts = projections
+            .iter()
+            .map(|&projection| self.source.ternary(layer, projection))
+            .collect::<Result<Vec<_>, _>>()?;
+        let parts: Vec<&dyn TernaryRows> = parts.iter().map(|part| &**part).collect();
+        let matrix = self.backend.pack_ternary(&parts)?;
+        self.done += projections.len();
+        (self.progress)(self.done, self.config.layers * PROJECTIONS);
+        let norm = self.config.projection_norm(layer, projections[0]);
+        Ok(Linear {
+            parts: projections.to_vec(),
+            norm: norm.map(|role| self.norm(role)).transpose()?,
+            matrix,
+            width: self.config.shape(projections[0]).1,
+            features: projections.iter().map(|&part| self.config.shape(part).0).sum(),
+            column,
+        })
+    }
+
+    fn norm(&mut self, role: NormRole) -> Result<B::Buffer<f32>, LoadError> {
+        let gain = self.source.norm(role)?;
+        let mut buffer = self.backend.allocate("norm", gain.len())?;
+        self.backend.write(&mut buffer, &gain)?;
+        Ok(buffer)
+    }
 }

@@ -60,14 +60,17 @@ impl WeightSource for RandomModel {
     }
 
     fn norm(&self, role: NormRole) -> Result<Vec<f32>, LoadError> {
-        let (hidden, attention) = (self.config.hidden, self.config.heads.output_width());
-        Ok(match role {
-            NormRole::Attention(layer) => self.gain(&[0, layer as u64], hidden),
-            NormRole::AttentionSub(layer) => self.gain(&[1, layer as u64], attention),
-            NormRole::Ffn(layer) => self.gain(&[2, layer as u64], hidden),
-            NormRole::FfnSub(layer) => self.gain(&[3, layer as u64], self.config.ffn),
-            NormRole::Final => self.gain(&[4, 0], hidden),
-        })
+        let path = match role {
+            NormRole::Attention(layer) => [0, layer],
+            NormRole::AttentionSub(layer) => [1, layer],
+            NormRole::Ffn(layer) => [2, layer],
+            NormRole::FfnSub(layer) => [3, layer],
+            NormRole::Final => [4, 0],
+            NormRole::QueryHead(layer) => [5, layer],
+            NormRole::KeyHead(layer) => [6, layer],
+            NormRole::Projection(layer, projection) => [8 + projection as usize, layer],
+        };
+        Ok(self.gain(&path.map(|part| part as u64), self.config.norm_width(role)))
     }
 
     fn embedding(&self) -> Result<HostTable, LoadError> {
@@ -93,11 +96,11 @@ pub(crate) fn host_table(rows: usize, cols: usize, float: FloatType, values: &[f
     HostTable { rows, cols, float, bytes: SharedBytes::new(bytes).slice(1..len).unwrap() }
 }
 
-/// Small models that between them have both families, all activations, tied and untied heads,
+/// Small models that between them have all families, all activations, tied and untied heads,
 /// every float type, groups of 1 to 5 query heads, and widths that are a multiple of nothing.
 pub(crate) fn awkward_models() -> Vec<RandomModel> {
     use Activation::{GeluTanh, Relu2, Silu};
-    use Family::{BitNet, Llama};
+    use Family::{BitNet, Llama, Qwen3};
     use FloatType::{Bf16, F16, F32};
     let model = |seed, family, [hidden, ffn, layers, vocabulary]: [usize; 4], heads: [usize; 3]| {
         move |activation, tied_head, embedding, head| RandomModel {
@@ -126,6 +129,7 @@ pub(crate) fn awkward_models() -> Vec<RandomModel> {
         model(4, Llama, [64, 97, 2, 97], [6, 2, 10])(Relu2, true, F32, F32),
         model(5, BitNet, [33, 7, 3, 31], [6, 2, 6])(Silu, true, F16, F16),
         model(6, Llama, [10, 3, 2, 5], [2, 1, 2])(GeluTanh, false, Bf16, F32),
+        model(7, Qwen3, [44, 60, 2, 83], [4, 2, 14])(Silu, true, Bf16, Bf16),
     ]
 }
 

@@ -1,0 +1,264 @@
+//! The forward pass: the one file that knows a layer.
+
+use super::activations::Activations;
+use super::config::ModelConfig;
+use super::weights::{Layer, Linear, Weights};
+use crate::backend::ops::{
+    Embed, Epilogue, GateNormQuantize, LmHead, Norm, PagedAttention, Quantized, RmsNorm,
+    RmsNormQuantize, RopeAppendKv, Sample, Score, TernaryMatmul,
+};
+use crate::backend::{Backend, LogitUse, Record, StepKey};
+use crate::error::RunError;
+
+/// What a step's recording depends on.
+pub(super) struct Step<'a, B: Backend> {
+    pub(super) config: &'a ModelConfig,
+    pub(super) weights: &'a Weights<B>,
+    pub(super) key: &'a StepKey,
+}
+
+impl<B: Backend> Step<'_, B> {
+    /// The whole model: embedding, layers, head.
+    pub(super) fn record(
+        &self,
+        r: &mut B::Recorder<'_>,
+        a: &mut Activations<B>,
+        kv: &mut B::KvCache,
+        head_rows: usize,
+    ) -> Result<(), RunError> {
+        r.embed(Embed {
+            rows: self.key.tokens,
+            batch: &a.batch,
+            lanes: &mut a.lanes,
+            table: &self.weights.embedding,
+            scale: 1.0,
+            output: &mut a.residual,
+            width: self.config.hidden,
+        })?;
+        for (index, layer) in self.weights.layers.iter().enumerate() {
+            self.attention(r, a, kv, index, layer)?;
+            self.feed_forward(r, a, layer)?;
+        }
+        for first in (0..self.key.logit_rows).step_by(head_rows) {
+            self.head(r, a, first, head_rows.min(self.key.logit_rows - first))?;
+        }
+        Ok(())
+    }
+
+    /// `residual += output(norm?(attention(rope(qkv(norm(residual))))))`.
+    fn attention(
+        &self,
+        r: &mut B::Recorder<'_>,
+        a: &mut Activations<B>,
+        kv: &mut B::KvCache,
+        index: usize,
+        layer: &Layer<B>,
+    ) -> Result<(), RunError> {
+        let (rows, heads) = (self.key.tokens, self.config.heads);
+        self.project(
+            r,
+            Project {
+                norm: &layer.attention_norm,
+                linears: &layer.qkv,
+                residual: &a.residual,
+                normed: a.normed_hidden.as_mut(),
+                quantized: &mut a.hidden,
+                output: &mut a.qkv,
+                stride: heads.qkv_width(),
+            },
+        )?;
+        r.rope_append_kv(RopeAppendKv {
+            rows,
+            batch: &a.batch,
+            heads,
+            qkv: &mut a.qkv,
+            cos: &a.rope_cos,
+            sin: &a.rope_sin,
+            query_norm: self.optional_norm(&layer.query_norm),
+            key_norm: self.optional_norm(&layer.key_norm),
+            kv,
+            layer: index,
+        })?;
+        r.paged_attention(PagedAttention {
+            rows,
+            sequences: self.key.sequences,
+            batch: &a.batch,
+            heads,
+            scale: 1.0 / (heads.dim as f32).sqrt(),
+            qkv: &a.qkv,
+            kv,
+            layer: index,
+            output: &mut a.attended,
+        })?;
+        r.rms_norm_quantize(RmsNormQuantize {
+            rows,
+            width: heads.output_width(),
+            input: &a.attended,
+            norm: self.optional_norm(&layer.output.norm),
+            quantized: &mut a.attended_quantized,
+            normed: None,
+        })?;
+        self.add_to_residual(r, &layer.output, &a.attended_quantized, &mut a.residual)
+    }
+
+    /// `residual += down(norm?(act(gate(x)) · up(x)))` with `x = norm(residual)`.
+    fn feed_forward(
+        &self,
+        r: &mut B::Recorder<'_>,
+        a: &mut Activations<B>,
+        layer: &Layer<B>,
+    ) -> Result<(), RunError> {
+        self.project(
+            r,
+            Project {
+                norm: &layer.ffn_norm,
+                linears: &layer.gate_up,
+                residual: &a.residual,
+                normed: a.normed_hidden.as_mut(),
+                quantized: &mut a.hidden,
+                output: &mut a.gate_up,
+                stride: 2 * self.config.ffn,
+            },
+        )?;
+        r.gate_norm_quantize(GateNormQuantize {
+            rows: self.key.tokens,
+            width: self.config.ffn,
+            gate_up: &a.gate_up,
+            activation: self.config.activation,
+            norm: self.optional_norm(&layer.down.norm),
+            quantized: &mut a.gated,
+            normed: None,
+        })?;
+        self.add_to_residual(r, &layer.down, &a.gated, &mut a.residual)
+    }
+
+    /// `output = linear(norm(residual))`, one quantised input for all that the linear is made of; in
+    /// families that norm the input of each projection, `output = linear(norm'(norm(residual)))` of
+    /// each linear into its own columns.
+    fn project(&self, r: &mut B::Recorder<'_>, project: Project<'_, B>) -> Result<(), RunError> {
+        let Project { norm, linears, residual, mut normed, quantized, output, stride } = project;
+        let (rows, width) = (self.key.tokens, self.config.hidden);
+        if let Some(normed) = normed.as_deref_mut() {
+            let (input, norm) = (residual, self.norm(norm));
+            let (gather, first) = (None, 0);
+            r.rms_norm(RmsNorm { rows, width, input, gather, first, norm, output: normed })?;
+        }
+        for linear in linears {
+            let (input, gain) = match (&normed, &linear.norm) {
+                (Some(normed), Some(own)) => (&**normed, own),
+                _ => (residual, norm),
+            };
+            r.rms_norm_quantize(RmsNormQuantize {
+                rows,
+                width,
+                input,
+                norm: Some(self.norm(gain)),
+                quantized,
+                normed: None,
+            })?;
+            r.ternary_matmul(TernaryMatmul {
+                rows,
+                width,
+                features: linear.features,
+                input: quantized,
+                weight: &linear.matrix,
+                output,
+                stride,
+                column: linear.column,
+                epilogue: Epilogue::Store,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// `residual += linear(input)`.
+    fn add_to_residual(
+        &self,
+        r: &mut B::Recorder<'_>,
+        linear: &Linear<B>,
+        input: &Quantized<B>,
+        residual: &mut B::Buffer<f32>,
+    ) -> Result<(), RunError> {
+        r.ternary_matmul(TernaryMatmul {
+            rows: self.key.tokens,
+            width: linear.width,
+            features: linear.features,
+            input,
+            weight: &linear.matrix,
+            output: residual,
+            stride: self.config.hidden,
+            column: 0,
+            epilogue: Epilogue::Add,
+        })
+    }
+
+    /// One pass of the head, and what is done with its logits.
+    fn head(
+        &self,
+        r: &mut B::Recorder<'_>,
+        a: &mut Activations<B>,
+        first: usize,
+        rows: usize,
+    ) -> Result<(), RunError> {
+        let vocabulary = self.config.vocabulary;
+        r.lm_head(LmHead {
+            rows,
+            first,
+            width: self.config.hidden,
+            vocabulary,
+            batch: &a.batch,
+            input: &a.residual,
+            norm: self.norm(&self.weights.final_norm),
+            table: self.weights.head.as_ref().unwrap_or(&self.weights.embedding),
+            normed: &mut a.normed,
+            logits: &mut a.logits,
+        })?;
+        match self.key.logits {
+            LogitUse::Keep => Ok(()),
+            LogitUse::Score => r.score(Score {
+                rows,
+                first,
+                vocabulary,
+                batch: &a.batch,
+                logits: &a.logits,
+                samples: &mut a.samples,
+            }),
+            LogitUse::Greedy | LogitUse::Sample | LogitUse::SampleLogprobs => r.sample(Sample {
+                rows,
+                first,
+                vocabulary,
+                greedy: self.key.logits == LogitUse::Greedy,
+                logprobs: self.key.logits == LogitUse::SampleLogprobs,
+                batch: &a.batch,
+                lanes: &mut a.lanes,
+                logits: &a.logits,
+                samples: &mut a.samples,
+            }),
+        }
+    }
+
+    fn norm<'n>(&self, gain: &'n B::Buffer<f32>) -> Norm<'n, B> {
+        Norm { gain, eps: self.config.rms_eps }
+    }
+
+    fn optional_norm<'n>(&self, gain: &'n Option<B::Buffer<f32>>) -> Option<Norm<'n, B>> {
+        gain.as_ref().map(|gain| self.norm(gain))
+    }
+}
+
+/// Projections of the residual stream that write one row.
+struct Project<'p, B: Backend> {
+    /// Gain of the norm before all of them.
+    norm: &'p B::Buffer<f32>,
+    linears: &'p [Linear<B>],
+    /// `[T, hidden]`.
+    residual: &'p B::Buffer<f32>,
+    /// `[T, hidden]`, where each linear has a norm of its own, which reads it.
+    normed: Option<&'p mut B::Buffer<f32>>,
+    /// `[T, hidden]`, each linear's input in turn.
+    quantized: &'p mut Quantized<B>,
+    /// `[T, stride]`.
+    output: &'p mut B::Buffer<f32>,
+    /// Features of all the linears.
+    stride: usize,
+}

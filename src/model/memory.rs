@@ -1,0 +1,55 @@
+//! The arithmetic of a model's memory.
+
+use super::activations::Reserve;
+use super::config::ModelConfig;
+use crate::backend::DeviceInfo;
+use crate::error::LoadError;
+
+/// Refuses a model that cannot fit, with the arithmetic, before anything is reserved.
+pub(super) fn check_memory(
+    device: &DeviceInfo,
+    config: &ModelConfig,
+    reserve: &Reserve,
+) -> Result<(), LoadError> {
+    const MB: f64 = 1e6;
+    // 2 bits a weight; padding of rows adds a few per cent at most.
+    let ternary = config.ternary_parameters() / 4;
+    let kv = reserve.kv_layout(config).bytes();
+    let activations = reserve.activation_bytes(config);
+    // A device of its own also holds the tables, at 16 bits an element or more; the CPU reads them
+    // where their file is mapped.
+    let tables = if config.tied_head { 2 } else { 4 } * config.embedding_parameters();
+    let tables = Some(tables).filter(|_| device.asynchronous);
+    let needed = kv
+        .zip(activations)
+        .and_then(|(kv, activations)| (kv as u64).checked_add(activations as u64))
+        .and_then(|sum| sum.checked_add(ternary))
+        .and_then(|sum| sum.checked_add(tables.unwrap_or(0)));
+    if let (Some(needed), Some(memory)) = (needed, device.memory) {
+        if needed <= memory {
+            return Ok(());
+        }
+    } else if needed.is_some() {
+        return Ok(());
+    }
+    let show = |bytes: Option<usize>| {
+        bytes.map_or("more than 2^64 B".into(), |b| format!("{:.0} MB", b as f64 / MB))
+    };
+    let tables = tables.map_or(String::new(), |bytes| {
+        format!(" + embedding and head {:.0} MB or more", bytes as f64 / MB)
+    });
+    let available =
+        device.memory.map_or("unknown".into(), |memory| format!("{:.0} MB", memory as f64 / MB));
+    Err(LoadError::OutOfMemory {
+        device: device.name.clone(),
+        arithmetic: format!(
+            "ternary weights {:.0} MB{tables} + KV cache for {} tokens {} + activations {}; available {}; \
+             a shorter --context makes the KV cache smaller",
+            ternary as f64 / MB,
+            reserve.kv_pages * crate::backend::PAGE_TOKENS,
+            show(kv),
+            show(activations),
+            available,
+        ),
+    })
+}
