@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo bench --bench steps -- --device cuda:0 [--model 2b4t] [--context 128] [--batches 1,2,4]
-//!     [--prompts 512,2048] [--chunk N] [--kv f16|f32] [--rounds N] [--steps N] [--threads N]
+//!     [--prompts 512,2048] [--chunk N] [--kv int8|f16|f32] [--rounds N] [--steps N] [--threads N]
 //!     [--eager] [--unfused]
 //! cargo bench --bench steps -- --device cuda:0 --soak 10000 [--batches 8]
 //! cargo bench --bench steps -- --device cuda:0 --invariance [--others 1,7,63]
@@ -89,7 +89,8 @@ impl Bench {
         let weights = config.ternary_parameters() / 4
             + 2 * config.embedding_parameters()
             + 4 * config.norm_parameters();
-        let kv = 2 * config.layers * config.heads.kv * config.heads.dim * self.kv_type.size();
+        let head = config.heads.dim * self.kv_type.size() + self.kv_type.scale_size();
+        let kv = 2 * config.layers * config.heads.kv * head;
         weights + (kv * sequences * context) as u64
     }
 
@@ -138,7 +139,7 @@ impl Bench {
                 json!({
                     "description": device.description,
                     "model": self.model,
-                    "kv": format!("{:?}", self.kv_type).to_lowercase(),
+                    "kv": self.kv_type.name(),
                     "sequences": sequences,
                     "context": context,
                     "step_microseconds": step * 1e6,
@@ -190,7 +191,7 @@ impl Bench {
                 json!({
                     "description": device.description,
                     "model": self.model,
-                    "kv": format!("{:?}", self.kv_type).to_lowercase(),
+                    "kv": self.kv_type.name(),
                     "tokens": tokens,
                     "tokens_per_step": chunk.clamp(1, longest).min(tokens),
                     "milliseconds": time * 1e3,
@@ -349,7 +350,8 @@ fn main() -> Result<(), Failure> {
     let kv_type = match arguments.value("--kv").unwrap_or("f16") {
         "f16" => KvType::F16,
         "f32" => KvType::F32,
-        other => return Err(format!("--kv: {other:?} is neither f16 nor f32").into()),
+        "int8" => KvType::Int8,
+        other => return Err(format!("--kv: {other:?} is none of int8, f16 and f32").into()),
     };
     let model = arguments.value("--model").unwrap_or("2b4t").to_owned();
     let options = DeviceOptions {

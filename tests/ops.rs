@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::attention::Attention;
+use common::attention::{Attention, kv_types};
 use common::host::{HostBatch, HostQuantized, upload_lanes, upload_samples};
 use common::model::host_table;
 use common::ops::{
@@ -13,7 +13,7 @@ use common::rng::Rng;
 use common::run::{bits, download, run_ops, upload};
 use trine::backend::check::Checked;
 use trine::backend::ops::{self, Activation, Heads, SampleRow};
-use trine::backend::reference::ReferenceMatrix;
+use trine::backend::reference::{Reference, ReferenceMatrix, cached_head};
 use trine::backend::{Backend, FROM_LANE, KvType, MAX_LOGPROBS, NONE, Record, quantized_stride};
 use trine::tensor::FloatType;
 use trine::ternary::{TernaryRows, TernaryTensor};
@@ -147,7 +147,7 @@ common::backend_tests! {
 
     fn rope_and_attention_agree<B>(open) {
         let mut backend = Checked::new(open());
-        for kv_type in [KvType::F32, KvType::F16] {
+        for &kv_type in kv_types::<B>() {
             for (query, kv, dim) in [(1, 1, 2), (4, 2, 6), (5, 1, 20), (3, 3, 64), (2, 1, 128)] {
                 let heads = Heads { query, kv, dim };
                 for head_norms in [false, true] {
@@ -164,16 +164,47 @@ common::backend_tests! {
     /// With one key the softmax is 1, so the answer is the value as the cache holds it.
     fn a_query_with_one_key_answers_its_value<B>(open) {
         let mut backend = open();
-        for kv_type in [KvType::F32, KvType::F16] {
+        for &kv_type in kv_types::<B>() {
             let heads = Heads { query: 4, kv: 2, dim: 6 };
             let test = Attention::new(heads, kv_type, false, &[1]);
-            let value = |kv_head: usize, i: usize| {
-                let x = test.qkv[heads.output_width() + heads.kv * heads.dim + kv_head * 6 + i];
-                if kv_type == KvType::F16 { half::f16::from_f32(x).to_f32() } else { x }
-            };
+            let values = &test.qkv[heads.output_width() + heads.kv * heads.dim..];
             let expected: Vec<f32> =
-                (0..24).map(|i| value((i / 6) / 2, i % 6)).collect();
+                (0..4).flat_map(|head| cached_head(&values[head / 2 * 6..][..6], kv_type)).collect();
             assert_eq!(test.run(&mut backend, 1), expected, "{kv_type:?}");
+        }
+    }
+
+    /// Where the rotation changes nothing, a device stores the very integers that the reference
+    /// does, so that the tolerance need not allow for one that was rounded the other way.
+    fn an_int8_cache_holds_the_same_integers<B>(open) {
+        if !kv_types::<B>().contains(&KvType::Int8) {
+            return;
+        }
+        let mut backend = open();
+        for (query, kv, dim) in [(1, 1, 2), (4, 2, 6), (5, 1, 20), (3, 3, 64), (2, 1, 176)] {
+            let heads = Heads { query, kv, dim };
+            let lens = [1, 31, 33, 64, 300];
+            let mut test = Attention::new(heads, KvType::Int8, false, &lens).unrotated();
+            let width = heads.qkv_width();
+            for (t, row) in test.qkv.chunks_mut(width).enumerate() {
+                // Scales from those of zeros and of less than the floor to large ones.
+                let factor = [1.0, 1e-3, 40.0, 0.0, 1e-35, 1e-12][t % 6];
+                row[(query + kv) * dim..].iter_mut().for_each(|x| *x *= factor);
+                if t % 4 == 1 {
+                    row[query * dim..][..dim].iter_mut().for_each(|x| *x *= 1e-4);
+                }
+            }
+            let expected = test.run(&mut Reference::new(), 3);
+            let found = test.run(&mut backend, 3);
+            for (row, (expected, found)) in
+                expected.chunks(dim).zip(found.chunks(dim)).enumerate()
+            {
+                let largest = expected.iter().fold(0f32, |most, x| most.max(x.abs()));
+                for (e, f) in expected.iter().zip(found) {
+                    let most = 1e-5 * largest + f32::MIN_POSITIVE;
+                    assert!((e - f).abs() <= most, "{heads:?}: {f} and not {e} in row {row}");
+                }
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::attention::kv_types;
 use common::model::{RandomModel, awkward_models, roomy, small_model};
 use common::rng::Rng;
 use common::run::{
@@ -126,9 +127,9 @@ fn alone<B: Backend>(
     run(&mut load(open(), model, reserve), &[sequence], decode).remove(0)
 }
 
-/// The models, each with either type of cache.
-fn cases() -> impl Iterator<Item = (RandomModel, Reserve)> {
-    let kv = [KvType::F32, KvType::F16].into_iter().cycle();
+/// The models, each with one of the types of cache that the backend has.
+fn cases<B: Backend>() -> impl Iterator<Item = (RandomModel, Reserve)> {
+    let kv = kv_types::<B>().iter().copied().cycle();
     let reserve = Reserve { step_tokens: 160, ..roomy() };
     awkward_models()
         .into_iter()
@@ -140,7 +141,7 @@ common::backend_tests! {
     not slow;
 
     fn among_others_is_as_alone<B>(open) {
-        for (model, reserve) in cases() {
+        for (model, reserve) in cases::<B>() {
             let lens = [1, 5, 33, 64, 2, 17];
             let mut rng = Rng::of(&[1, model.seed]);
             let mut pages: Vec<u32> = (0..reserve.kv_pages as u32).collect();
@@ -175,7 +176,7 @@ common::backend_tests! {
     }
 
     fn any_chunking_is_as_one_chunk<B>(open) {
-        for (model, reserve) in cases() {
+        for (model, reserve) in cases::<B>() {
             let prompt = Rng::of(&[2, model.seed]).tokens(70, model.config.vocabulary);
             let options = options(70, 3);
             let expected = alone(open, &model, reserve, &prompt, &options, 3);
@@ -207,7 +208,7 @@ common::backend_tests! {
     }
 
     fn a_prefix_in_the_cache_is_as_a_cold_run<B>(open) {
-        for (model, reserve) in cases() {
+        for (model, reserve) in cases::<B>() {
             let prompt = Rng::of(&[3, model.seed]).tokens(50, model.config.vocabulary);
             // Without penalties: the history of a lane is not part of a shared page.
             let mut options = options(50, 3);
@@ -231,7 +232,7 @@ common::backend_tests! {
     }
 
     fn a_session_that_remembers_is_as_one_that_does_not<B>(open) {
-        for (model, reserve) in cases() {
+        for (model, reserve) in cases::<B>() {
             let mut rng = Rng::of(&[4, model.seed]);
             let prompt = rng.tokens(60, model.config.vocabulary);
             let params = SamplingParams {
@@ -258,7 +259,7 @@ common::backend_tests! {
     }
 
     fn every_token_of_the_prompt_counts<B>(open) {
-        for (model, reserve) in cases() {
+        for (model, reserve) in cases::<B>() {
             let vocabulary = model.config.vocabulary;
             let prompt = Rng::of(&[5, model.seed]).tokens(40, vocabulary);
             let mut executor = load(open(), &model, reserve);
@@ -276,7 +277,7 @@ common::backend_tests! {
     }
 
     fn scores_do_not_depend_on_the_company<B>(open) {
-        for (model, reserve) in cases() {
+        for (model, reserve) in cases::<B>() {
             let vocabulary = model.config.vocabulary;
             let requests: Vec<ScoreRequest> = [1, 2, 40, 33, 5, 64, 20, 90, 3]
                 .iter()
@@ -303,7 +304,7 @@ common::backend_tests! {
     }
 
     fn greedy_answers_and_scores_agree<B>(open) {
-        for (model, reserve) in cases() {
+        for (model, reserve) in cases::<B>() {
             let prompt = Rng::of(&[7, model.seed]).tokens(35, model.config.vocabulary);
             let mut session = session(open(), &model, reserve);
             let params = SamplingParams {

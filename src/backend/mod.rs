@@ -123,6 +123,9 @@ pub enum KvType {
     F32,
     /// Half precision, rounded to nearest even.
     F16,
+    /// Eight bits, with a scale for the key and one for the value of each token and key/value head:
+    /// the formula is at [`ops::RopeAppendKv`].
+    Int8,
 }
 
 impl KvType {
@@ -131,6 +134,24 @@ impl KvType {
         match self {
             Self::F32 => 4,
             Self::F16 => 2,
+            Self::Int8 => 1,
+        }
+    }
+
+    /// Bytes of the scale of a key or of a value of one head; 0 where there is none.
+    pub fn scale_size(self) -> usize {
+        match self {
+            Self::F32 | Self::F16 => 0,
+            Self::Int8 => size_of::<f32>(),
+        }
+    }
+
+    /// What a user calls it: `f32`, `f16`, `int8`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Int8 => "int8",
         }
     }
 }
@@ -155,11 +176,17 @@ pub struct KvLayout {
 impl KvLayout {
     /// Bytes of the whole cache, `None` if that is beyond `usize`.
     pub fn bytes(&self) -> Option<usize> {
-        [2, self.pages, PAGE_TOKENS, self.kv_heads, self.head_dim, self.kv_type.size()]
+        let head = self.head_dim.checked_mul(self.kv_type.size())?;
+        let head = head.checked_add(self.kv_type.scale_size())?;
+        [2, self.pages, PAGE_TOKENS, self.kv_heads, head]
             .into_iter()
             .try_fold(self.layers, usize::checked_mul)
     }
 }
+
+/// The least magnitude that the scale of an int8 key or value is made of. See
+/// [`ops::RopeAppendKv`].
+pub const KV_FLOOR: f32 = 1e-30;
 
 /// The sizes and options that a step is recorded for. Sizes are rounded up to buckets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -245,6 +245,16 @@ impl Heads {
 /// `i < d`, where `cos` and `sin` are row `position` of the tables. With head norms, each query and
 /// key head is normed before it is rotated. Tokens whose slot is [`NONE`](super::NONE) append
 /// nothing.
+///
+/// A cache of [`KvType::Int8`](super::KvType::Int8) holds each key head, after its rotation, and
+/// each value head as integers with a scale of their own, symmetric around zero: with
+/// `m = max(max |x_i|, 1e-30)` it holds `q_i = round_half_even(x_i · (127 / m))`, which lies in
+/// −127 ..= 127, and the f32 scale `d = m / 127`; attention reads `q_i · d`. Division and product
+/// are those of f32. The floor, [`KV_FLOOR`](super::KV_FLOOR), only keeps `127 / m` finite and `d`
+/// a normal number, which some devices would take for zero if it were not (that takes `m` above
+/// about 1.5e-36): unlike the 1e-5 of [`Quantized`], no model was trained with it, so it takes
+/// nothing away that is not far below what f16 holds. Where a value of a head is NaN or infinite,
+/// `d` is NaN, and so is all that is read of it.
 pub struct RopeAppendKv<'a, B: Backend> {
     /// Rows of tokens, `T`.
     pub rows: usize,

@@ -9,8 +9,8 @@ use std::cmp::Ordering;
 use super::ops::{self, Activation, Epilogue, Heads, SampleRow};
 use super::random::gumbel;
 use super::{
-    Backend, DeviceInfo, Element, FROM_LANE, KvLayout, KvType, MAX_LOGPROBS, NONE, PAGE_TOKENS,
-    Record, RecordStep, StepKey, quantized_stride,
+    Backend, DeviceInfo, Element, FROM_LANE, KV_FLOOR, KvLayout, KvType, MAX_LOGPROBS, NONE,
+    PAGE_TOKENS, Record, RecordStep, StepKey, quantized_stride,
 };
 use crate::error::{LoadError, RunError};
 use crate::tensor::HostTable;
@@ -35,6 +35,32 @@ pub fn quantize_row(row: &[f32], values: &mut [i8]) -> (f32, i32) {
         *q = (x * scale).round_ties_even().clamp(-128.0, 127.0) as i8;
     }
     (scale, values.iter().map(|&q| i32::from(q)).sum())
+}
+
+/// Quantises a key or a value of one head for an int8 cache and returns its scale `d`.
+pub fn quantize_head(head: &[f32], values: &mut [i8]) -> f32 {
+    if !head.iter().all(|x| x.is_finite()) {
+        values.fill(0);
+        return f32::NAN;
+    }
+    let most = head.iter().fold(KV_FLOOR, |max, x| max.max(x.abs()));
+    for (q, &x) in values.iter_mut().zip(head) {
+        *q = (x * (127.0 / most)).round_ties_even() as i8;
+    }
+    most / 127.0
+}
+
+/// A key or a value of one head as a cache of this type gives it back.
+pub fn cached_head(head: &[f32], kv_type: KvType) -> Vec<f32> {
+    match kv_type {
+        KvType::F32 => head.to_vec(),
+        KvType::F16 => head.iter().map(|&x| half::f16::from_f32(x).to_f32()).collect(),
+        KvType::Int8 => {
+            let mut values = vec![0; head.len()];
+            let scale = quantize_head(head, &mut values);
+            values.iter().map(|&q| f32::from(q) * scale).collect()
+        }
+    }
 }
 
 /// `act(gate)`.
@@ -204,7 +230,7 @@ impl ReferenceMatrix {
     }
 }
 
-/// A KV cache: keys and values in f32, already rounded to the cache's type.
+/// A KV cache: keys and values in f32, as a cache of its type gives them back.
 #[derive(Debug)]
 pub struct ReferenceKv {
     layout: KvLayout,
@@ -213,11 +239,9 @@ pub struct ReferenceKv {
 }
 
 impl ReferenceKv {
-    fn round(&self, x: f32) -> f32 {
-        match self.layout.kv_type {
-            KvType::F32 => x,
-            KvType::F16 => half::f16::from_f32(x).to_f32(),
-        }
+    /// The type whose rounding it has.
+    pub fn kv_type(&self) -> KvType {
+        self.layout.kv_type
     }
 
     /// First element of a head's key or value.
@@ -229,9 +253,9 @@ impl ReferenceKv {
     /// Stores one head's rotated key and value.
     pub fn store(&mut self, layer: usize, slot: usize, head: usize, key: &[f32], value: &[f32]) {
         let start = self.offset(layer, slot, head);
-        for (i, (&k, &v)) in key.iter().zip(value).enumerate() {
-            (self.keys[start + i], self.values[start + i]) = (self.round(k), self.round(v));
-        }
+        let kv_type = self.layout.kv_type;
+        self.keys[start..][..key.len()].copy_from_slice(&cached_head(key, kv_type));
+        self.values[start..][..value.len()].copy_from_slice(&cached_head(value, kv_type));
     }
 
     /// One head's key and value.

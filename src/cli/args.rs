@@ -59,6 +59,7 @@ impl AnyModelArgs {
 pub(crate) enum Kv {
     F32,
     F16,
+    Int8,
 }
 
 impl Kv {
@@ -66,6 +67,7 @@ impl Kv {
         match self {
             Self::F32 => KvType::F32,
             Self::F16 => KvType::F16,
+            Self::Int8 => KvType::Int8,
         }
     }
 }

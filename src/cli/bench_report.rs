@@ -243,7 +243,7 @@ impl Row {
         let is_cpu = loaded.is_cpu();
         let only = |here: bool| if here { loaded.description.as_str() } else { "" };
         let of = |index: usize| host.map(|host| host[index]);
-        let kv = format!("{:?}", about.kv_type).to_lowercase();
+        let kv = about.kv_type.name();
         let fields = json!({
             "build_commit": option_env!("TRINE_COMMIT").unwrap_or("unknown"),
             "build_number": 0,

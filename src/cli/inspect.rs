@@ -49,8 +49,9 @@ pub(crate) struct Bytes {
     /// What the output head reads per token.
     head: u64,
     tied: bool,
-    /// One position of the KV cache, in elements.
-    kv_elements: u64,
+    /// Keys and values of one position of the KV cache, and the elements of each.
+    kv_heads: u64,
+    head_dim: u64,
 }
 
 impl Bytes {
@@ -67,7 +68,8 @@ impl Bytes {
             embedding,
             head,
             tied: config.tied_head,
-            kv_elements: 2 * (config.layers * config.heads.kv * config.heads.dim) as u64,
+            kv_heads: 2 * (config.layers * config.heads.kv) as u64,
+            head_dim: config.heads.dim as u64,
         }
     }
 
@@ -83,7 +85,7 @@ impl Bytes {
 
     /// One position of the KV cache.
     pub(crate) fn kv_per_token(&self, kv_type: KvType) -> u64 {
-        self.kv_elements * kv_type.size() as u64
+        self.kv_heads * (self.head_dim * kv_type.size() as u64 + kv_type.scale_size() as u64)
     }
 }
 
@@ -167,7 +169,8 @@ fn about(files: &ModelFiles) -> Vec<Vec<String>> {
         row(
             "KV per token",
             format!(
-                "{} in f16, {} in f32",
+                "{} in int8, {} in f16, {} in f32",
+                bytes(weights.kv_per_token(KvType::Int8)),
                 bytes(weights.kv_per_token(KvType::F16)),
                 bytes(weights.kv_per_token(KvType::F32))
             ),
@@ -260,6 +263,7 @@ fn as_object(files: &ModelFiles, reserve: &Reserve, devices: &[DeviceStatus]) ->
             "norms": weights.norms,
             "embedding": weights.embedding,
             "head": weights.head,
+            "kv_per_token_int8": weights.kv_per_token(KvType::Int8),
             "kv_per_token_f16": weights.kv_per_token(KvType::F16),
             "kv_per_token_f32": weights.kv_per_token(KvType::F32),
         },

@@ -153,6 +153,7 @@ fn on_wgpu(adapter: crate::backend::wgpu::Adapter, job: &mut Job<'_>) -> Loaded 
     let options = WgpuOptions::default().fused(!unfused && !check).replay(!eager && !check);
     let wgpu = Wgpu::new(&gpu, options);
     // Compiling may take long, and is for nothing where the model does not fit.
+    wgpu.holds(job.reserve.kv_type)?;
     let config = job.source.config();
     super::memory::check_memory(wgpu.info(), config, &job.reserve)?;
     let most = gpu.limits().max_storage_buffer_binding_size.min(gpu.limits().max_buffer_size);

@@ -35,7 +35,7 @@ const LINES: &[(&str, &[&str])] = &[
     ("generate --context 0 x", &["--context", "at least 1"]),
     ("generate --context 513 x", &["--context", "1 to 512", "513"]),
     ("generate --context 4 Shall-I-compare-thee-to-a-summer", &["context", "4"]),
-    ("generate --kv f8 x", &["--kv", "f32, f16", "f8"]),
+    ("generate --kv f8 x", &["--kv", "f32, f16, int8", "f8"]),
     ("generate --device tpu x", &["--device", "cuda:N", "tpu"]),
     ("generate --device cuda:99 x", &["cuda:99"]),
     ("generate --device cuda:x x", &["--device", "cuda:x"]),

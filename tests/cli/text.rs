@@ -251,6 +251,7 @@ fn inspect_shows_what_is_there() {
     assert_eq!(value["config"]["vocabulary"], 1024);
     // 5 layers of keys and values of 2 heads of 32, two bytes each.
     assert_eq!(value["bytes"]["kv_per_token_f16"], 5 * 2 * 2 * 32 * 2);
+    assert_eq!(value["bytes"]["kv_per_token_int8"], 5 * 2 * 2 * (32 + 4));
     assert_eq!(value["parameters"], value["files"]["parameters"]);
     assert!((value["sampling"]["temperature"].as_f64().unwrap() - 0.8).abs() < 1e-6);
     let cpu = value["runs_on"].as_array().unwrap().iter().find(|device| device["name"] == "cpu");

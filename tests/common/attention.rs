@@ -9,11 +9,21 @@ use super::ops::{EPS, gain};
 use super::rng::Rng;
 use super::run::{download, run_ops, upload};
 
+/// The types of cache that a backend has. `B` is no more than a name here.
+pub(crate) fn kv_types<B: Backend>() -> &'static [KvType] {
+    let all = &[KvType::F32, KvType::F16, KvType::Int8];
+    let only_floats = ["::wgpu::", "::cuda::"];
+    let name = std::any::type_name::<B>();
+    if only_floats.iter().any(|part| name.contains(part)) { &all[..2] } else { all }
+}
+
 /// Sequences in a cache, and queries at their ends.
 pub(crate) struct Attention {
     pub(crate) heads: Heads,
     kv_type: KvType,
     head_norms: bool,
+    /// Whether keys and queries stay as they are.
+    unrotated: bool,
     lens: Vec<usize>,
     /// Rows of all sequences, one after the other.
     pub(crate) qkv: Vec<f32>,
@@ -31,7 +41,14 @@ impl Attention {
         let mut all: Vec<u32> = (0..spans.clone().sum::<usize>() as u32 + 2).collect();
         rng.shuffle(&mut all);
         let pages = spans.map(|span| all.split_off(all.len() - span)).collect();
-        Self { heads, kv_type, head_norms, lens: lens.to_vec(), qkv, pages }
+        let (lens, unrotated) = (lens.to_vec(), false);
+        Self { heads, kv_type, head_norms, unrotated, lens, qkv, pages }
+    }
+
+    /// With a rotation that changes nothing, so that every backend stores the very same numbers.
+    pub(crate) fn unrotated(mut self) -> Self {
+        self.unrotated = true;
+        self
     }
 
     /// The step's inputs for the last `queries` tokens of each sequence.
@@ -79,7 +96,11 @@ impl Attention {
             kv_type: self.kv_type,
         };
         let mut kv = backend.allocate_kv(layout).unwrap();
-        let (cos, sin) = rope_tables(10_000.0, heads.dim, context);
+        let (mut cos, mut sin) = rope_tables(10_000.0, heads.dim, context);
+        if self.unrotated {
+            cos.fill(1.0);
+            sin.fill(0.0);
+        }
         let (cos, sin) = (upload(backend, &cos), upload(backend, &sin));
         let gains = [gain(heads.dim), gain(heads.dim + 1)[1..].to_vec()];
         let [query_gain, key_gain] = gains.map(|gain| upload(backend, &gain));

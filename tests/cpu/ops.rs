@@ -4,6 +4,7 @@
 use crate::common::*;
 use trine::backend::cpu::{Buffer, Cpu, Table};
 use trine::backend::ops::*;
+use trine::backend::reference::{cached_head, quantize_head};
 use trine::backend::{Backend, KvLayout, KvType, NONE, PAGE_TOKENS, Record, quantized_stride};
 use trine::tensor::FloatType;
 
@@ -529,9 +530,11 @@ fn attention_is_the_same_in_any_chunks_and_near_the_truth() {
         let cos: Vec<f32> = angles.iter().map(|a| a.cos()).collect();
         let sin: Vec<f32> = angles.iter().map(|a| a.sin()).collect();
         let gains = random.floats(dim, 1.0);
-        for (kv_type, gains, tolerance) in
-            [(KvType::F32, None, 2e-5), (KvType::F16, Some(&gains[..]), 6e-3)]
-        {
+        for (kv_type, gains, tolerance) in [
+            (KvType::F32, None, 2e-5),
+            (KvType::F16, Some(&gains[..]), 6e-3),
+            (KvType::Int8, None, 6e-2),
+        ] {
             let whole = Conversation {
                 heads,
                 kv_type,
@@ -553,6 +556,71 @@ fn attention_is_the_same_in_any_chunks_and_near_the_truth() {
                     Conversation { chunks, company: true, ..whole }.run(cpu)
                 });
                 assert!(found == expected, "{heads:?} in {} chunks", chunks.len());
+            }
+        }
+    }
+}
+
+/// The integers and the scale of `ops::RopeAppendKv`, worked out by hand.
+#[test]
+fn heads_are_quantized_to_int8() {
+    for (head, expected, scale) in [
+        // With a scale of 1, the halves go to the even neighbour.
+        (&[127.0f32, -63.5, 0.5, 1.5, 2.5, -0.5][..], &[127i8, -64, 0, 2, 2, 0][..], 1.0f32),
+        (&[-254.0, 3.0, 5.0, 254.0], &[-127, 2, 2, 127], 2.0),
+        (&[0.0, -0.0], &[0, 0], 1e-30 / 127.0),
+        (&[1e-30, -1e-32], &[127, -1], 1e-30 / 127.0),
+        (&[f32::MAX, -f32::MAX / 2.0], &[127, -64], f32::MAX / 127.0),
+    ] {
+        let mut found = vec![9; head.len()];
+        assert_eq!(quantize_head(head, &mut found), scale, "{head:?}");
+        assert_eq!(found, expected, "{head:?}");
+    }
+    for fault in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        assert!(quantize_head(&[1.0, fault], &mut [9; 2]).is_nan());
+        let read = cached_head(&[1.0, fault], KvType::Int8);
+        assert!(read.iter().all(|x| x.is_nan()), "{read:?}");
+    }
+}
+
+/// Each of the heads and each of keys and values has a scale of its own, and they are counted.
+#[test]
+fn scales_are_part_of_what_a_cache_takes() {
+    let layout = |kv_type| KvLayout { layers: 30, pages: 4, kv_heads: 5, head_dim: 128, kv_type };
+    for (kv_type, per_token) in [
+        (KvType::F32, 30 * 5 * 2 * 128 * 4),
+        (KvType::F16, 30 * 5 * 2 * 128 * 2),
+        (KvType::Int8, 30 * 5 * 2 * (128 + 4)),
+    ] {
+        assert_eq!(layout(kv_type).bytes(), Some(4 * PAGE_TOKENS * per_token));
+    }
+    let huge = KvLayout { head_dim: usize::MAX, ..layout(KvType::Int8) };
+    assert_eq!(huge.bytes(), None);
+}
+
+/// A value that is not a number is met by the tokens that see it, and by none before.
+#[test]
+fn faults_in_an_int8_cache_reach_what_follows() {
+    let heads = Heads { query: 2, kv: 1, dim: 4 };
+    let (tokens, width) = (9, heads.qkv_width());
+    let qkv = Random(8).floats(tokens * width, 1.0);
+    let (cos, sin) = (vec![1.0; tokens * 2], vec![0.0; tokens * 2]);
+    let run = |qkv: &[f32], chunks: &[usize]| {
+        let (kv_type, gains, company) = (KvType::Int8, None, true);
+        let test =
+            Conversation { heads, kv_type, qkv, cos: &cos, sin: &sin, gains, chunks, company };
+        on_all_nan(|cpu| (test.run(cpu), Vec::new())).0
+    };
+    let good = run(&qkv, &[tokens]);
+    for element in [2 * 4 + 1, 3 * 4 + 2] {
+        for fault in [f32::NAN, f32::INFINITY] {
+            let mut bad = qkv.clone();
+            bad[5 * width + element] = fault;
+            for chunks in [&[tokens][..], &[5, 1, 3]] {
+                let found = run(&bad, chunks);
+                let (before, after) = found.split_at(5 * heads.output_width());
+                assert!(after.iter().all(|&x| f32::from_bits(x).is_nan()), "{fault} {element}");
+                assert!(before == &good[..before.len()], "{fault} in {element}");
             }
         }
     }

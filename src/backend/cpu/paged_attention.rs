@@ -5,8 +5,10 @@
 //! row is the same in any tile:
 //!
 //! 1. `score = (Σ_d q_d · k_d) · scale`, a chain of fused multiply-adds over `d` for each key;
+//!    where keys have scales, the sum is multiplied by the key's first;
 //! 2. per block of [`KEY_BLOCK`] keys: `m` the highest score, `p = exp(score − m)`, `l = Σ p` in 16
-//!    lanes by position, `o = Σ p · v` a chain over the keys, ascending;
+//!    lanes by position, `o = Σ p · v` a chain over the keys, ascending; where values have scales,
+//!    `p` is multiplied by the value's for it;
 //! 3. blocks are joined in ascending order, each side scaled by `exp` of its `m` minus the higher;
 //! 4. `o / l`.
 //!
@@ -20,7 +22,7 @@
 
 use super::exp::{exp, exp_one};
 use super::isa::Kernel;
-use super::kv::{KvData, KvElement, KvShape};
+use super::kv::{KvData, KvElement, KvShape, SCALES};
 use super::pool::Disjoint;
 use super::simd::{LANES, Registers, Simd};
 use super::{Cpu, SMALL, scratch};
@@ -57,6 +59,8 @@ struct Attention<'a, T> {
     shape: KvShape,
     /// The layer.
     cache: &'a [T],
+    /// Its scales, where it has any.
+    scales: &'a [f32],
     output: Disjoint<'a, f32>,
     tiles: &'a [Tile],
     /// A page number was beyond the cache.
@@ -98,6 +102,9 @@ struct Join<'a, T> {
     attention: &'a Attention<'a, T>,
     states: &'a mut [f32],
 }
+
+/// The scales of a page's keys and values, by slot.
+type Scales<'a> = (&'a [[f32; LANES]], &'a [[f32; LANES]]);
 
 /// Room for the scores of a tile in one block.
 const SCORES: usize = TILE * KEY_BLOCK;
@@ -183,18 +190,33 @@ impl<T: KvElement> Attention<'_, T> {
         (self.positions[token] as usize + 1).saturating_sub(block * KEY_BLOCK).min(KEY_BLOCK)
     }
 
-    /// Keys and values of a head in a page of a sequence.
-    fn page(&self, sequence: u32, index: usize, kv_head: usize) -> (&[T], &[T]) {
+    /// The number of a page of a sequence.
+    fn page_number(&self, sequence: u32, index: usize) -> usize {
         let entry = sequence as usize * self.max_pages + index;
-        let page = match self.page_table.get(entry) {
-            Some(&page) if index < self.max_pages && (page as usize) < self.shape.pages => page,
+        match self.page_table.get(entry) {
+            Some(&page) if index < self.max_pages && (page as usize) < self.shape.pages => {
+                page as usize
+            }
             _ => {
                 self.bad_page.store(true, Relaxed);
                 0
             }
-        };
-        self.cache[self.shape.start(page as usize, kv_head)..][..self.shape.head()]
+        }
+    }
+
+    /// Keys and values of a head in a page of a sequence.
+    fn page(&self, sequence: u32, index: usize, kv_head: usize) -> (&[T], &[T]) {
+        let page = self.page_number(sequence, index);
+        self.cache[self.shape.start(page, kv_head)..][..self.shape.head()]
             .split_at(self.shape.keys())
+    }
+
+    /// Their scales.
+    fn page_scales(&self, sequence: u32, index: usize, kv_head: usize) -> Scales<'_> {
+        let page = self.page_number(sequence, index);
+        let scales = &self.scales[self.shape.scales_start(page, kv_head)..][..SCALES];
+        let (keys, values) = scales.split_at(PAGE_TOKENS);
+        (keys.as_chunks().0, values.as_chunks().0)
     }
 
     /// Steps 1 and 2 for one block.
@@ -254,10 +276,13 @@ impl<T: KvElement> Attention<'_, T> {
         for page in 0..pages {
             let (keys, _) = self.page(tile.sequence, first_page + page, kv_head);
             let sums = score_page::<S, T, R>(s, &queries, keys);
+            let key_scales =
+                T::SCALED.then(|| self.page_scales(tile.sequence, first_page + page, kv_head).0);
             for r in 0..R {
                 let at = r * KEY_BLOCK + page * PAGE_TOKENS;
                 let (out, _) = scores[at..at + PAGE_TOKENS].as_chunks_mut::<LANES>();
-                for (out, sum) in out.iter_mut().zip(sums[r]) {
+                for (i, (out, sum)) in out.iter_mut().zip(sums[r]).enumerate() {
+                    let sum = key_scales.map_or(sum, |scales| s.mul(sum, s.load(&scales[i])));
                     s.store(s.mul(sum, s.splat(self.scale)), out);
                 }
             }
@@ -266,6 +291,16 @@ impl<T: KvElement> Attention<'_, T> {
             let row = &mut scores[r * KEY_BLOCK..][..pages * PAGE_TOKENS];
             row[seen[r]..].fill(f32::NEG_INFINITY);
             (state.highest[first + r], state.sum[first + r]) = soften(s, row.as_chunks_mut().0);
+            if T::SCALED {
+                for (page, row) in row.chunks_exact_mut(PAGE_TOKENS).enumerate() {
+                    let (_, scales) = self.page_scales(tile.sequence, first_page + page, kv_head);
+                    for (p, scale) in row.as_chunks_mut::<LANES>().0.iter_mut().zip(scales) {
+                        s.store(s.mul(s.load(p), s.load(scale)), p);
+                    }
+                }
+                // Whatever the scales of keys are that the row does not see.
+                row[seen[r]..].fill(0.0);
+            }
         }
 
         let stride = self.shape.value_stride;
@@ -466,14 +501,13 @@ impl Cpu {
         op.output[starts[sequences] as usize * width..rows * width].fill(0.0);
 
         let work = (keys, blocks);
+        let layer_of = layer * shape.layer()..(layer + 1) * shape.layer();
         let bad = match &kv.data {
-            KvData::F32(data) => {
-                let cache = &data[layer * shape.layer()..][..shape.layer()];
-                self.attend(op, shape, cache, &tiles, work)
-            }
-            KvData::F16(data) => {
-                let cache = &data[layer * shape.layer()..][..shape.layer()];
-                self.attend(op, shape, cache, &tiles, work)
+            KvData::F32(data) => self.attend(op, shape, (&data[layer_of], &[]), &tiles, work),
+            KvData::F16(data) => self.attend(op, shape, (&data[layer_of], &[]), &tiles, work),
+            KvData::Int8 { elements, scales } => {
+                let scales = &scales[layer * shape.layer_scales()..][..shape.layer_scales()];
+                self.attend(op, shape, (&elements[layer_of], scales), &tiles, work)
             }
         };
         self.tiles = tiles;
@@ -489,7 +523,7 @@ impl Cpu {
         &mut self,
         op: PagedAttention<'_, Self>,
         shape: KvShape,
-        cache: &[T],
+        (cache, scales): (&[T], &[f32]),
         tiles: &[Tile],
         (keys, blocks): (usize, usize),
     ) -> bool {
@@ -502,6 +536,7 @@ impl Cpu {
             max_pages: op.batch.max_pages,
             shape,
             cache,
+            scales,
             output: Disjoint::new(op.output),
             tiles,
             bad_page: AtomicBool::new(false),

@@ -10,12 +10,9 @@ use crate::backend::quantized_stride;
 use crate::error::RunError;
 use std::ops::Range;
 
-/// Quantises a row into `out`, which is longer and gets zeros beyond it; the scale and `Σ q`.
-///
-/// A row that holds NaN or infinity gets zeros and the scale NaN, so that what is multiplied with it
-/// cannot look sound.
+/// The largest magnitude of a row, NaN where one of its values is.
 #[inline(always)]
-pub(super) fn quantize_row<S: Simd>(s: S, x: &[f32], out: &mut [i8]) -> (f32, i32) {
+pub(super) fn absmax<S: Simd>(s: S, x: &[f32]) -> f32 {
     let (chunks, tail) = x.as_chunks::<LANES>();
     let mut highest = s.splat(0.0);
     for chunk in chunks {
@@ -25,13 +22,23 @@ pub(super) fn quantize_row<S: Simd>(s: S, x: &[f32], out: &mut [i8]) -> (f32, i3
     let mut lanes = [0.0; LANES];
     s.store(highest, &mut lanes);
     // As bits, in which NaN is above all.
-    let absmax = f32::from_bits(lanes.into_iter().map(f32::to_bits).fold(0, u32::max));
+    f32::from_bits(lanes.into_iter().map(f32::to_bits).fold(0, u32::max))
+}
+
+/// Quantises a row into `out`, which is longer and gets zeros beyond it; the scale and `Σ q`.
+///
+/// A row that holds NaN or infinity gets zeros and the scale NaN, so that what is multiplied with it
+/// cannot look sound.
+#[inline(always)]
+pub(super) fn quantize_row<S: Simd>(s: S, x: &[f32], out: &mut [i8]) -> (f32, i32) {
+    let absmax = absmax(s, x);
     if !absmax.is_finite() {
         out.fill(0);
         return (f32::NAN, 0);
     }
     let scale = 127.0 / if absmax < 1e-5 { 1e-5 } else { absmax };
 
+    let (chunks, tail) = x.as_chunks::<LANES>();
     let by = s.splat(scale);
     let mut sums = s.splat_i32(0);
     let (values, rest) = out.split_at_mut(chunks.len() * LANES);
@@ -53,7 +60,7 @@ pub(super) fn quantize_row<S: Simd>(s: S, x: &[f32], out: &mut [i8]) -> (f32, i3
 /// `clamp(round_half_even(x · scale), −128, 127)`. The bounds are integers, so that clamping first
 /// gives the same.
 #[inline(always)]
-fn quantize<S: Simd>(s: S, x: S::F, scale: S::F) -> S::I {
+pub(super) fn quantize<S: Simd>(s: S, x: S::F, scale: S::F) -> S::I {
     let y = s.max(s.mul(x, scale), s.splat(-128.0));
     s.to_i32(s.min(y, s.splat(127.0)))
 }

@@ -1,7 +1,7 @@
 //! [`RopeAppendKv`]: rotary positions, and new keys and values into the cache.
 
 use super::isa::Kernel;
-use super::kv::{KvData, KvElement, KvShape};
+use super::kv::{KvData, KvElement, KvShape, SCALES};
 use super::pool::Disjoint;
 use super::rms_norm::norm_row;
 use super::simd::{LANES, Simd};
@@ -90,6 +90,8 @@ struct Append<'a, T> {
     shape: KvShape,
     /// The layer.
     cache: &'a Disjoint<'a, T>,
+    /// Its scales, where it has any.
+    scales: &'a Disjoint<'a, f32>,
 }
 
 impl<T: KvElement> Kernel for Append<'_, T> {
@@ -111,16 +113,24 @@ impl<T: KvElement> Kernel for Append<'_, T> {
                 let (keys, values) = head.split_at_mut(self.shape.keys());
                 let row = &self.qkv[row * width..][..width];
                 let key = &row[(query + kv_head) * dim..][..dim];
+                let value = &row[(query + kv + kv_head) * dim..][..dim];
+                let (key_by, key_scale) = T::scales(s, key);
+                let (value_by, value_scale) = T::scales(s, value);
+                if T::SCALED {
+                    let start = self.shape.scales_start(page, kv_head);
+                    // SAFETY: as above.
+                    let scales = unsafe { self.scales.range(start..start + SCALES) };
+                    (scales[slot], scales[PAGE_TOKENS + slot]) = (key_scale, value_scale);
+                }
                 for (key, keys) in key.chunks(LANES).zip(keys.chunks_mut(LANES * PAGE_TOKENS)) {
-                    T::store(s, s.load_tail(key), &mut lanes);
+                    T::store(s, s.load_tail(key), s.splat(key_by), &mut lanes);
                     for (dimension, x) in keys.chunks_exact_mut(PAGE_TOKENS).zip(lanes) {
                         dimension[slot] = x;
                     }
                 }
-                let value = &row[(query + kv + kv_head) * dim..][..dim];
                 let values = &mut values[slot * self.shape.value_stride..];
                 for (value, out) in value.chunks(LANES).zip(values.as_chunks_mut::<LANES>().0) {
-                    T::store(s, s.load_tail(value), out);
+                    T::store(s, s.load_tail(value), s.splat(value_by), out);
                 }
             }
         }
@@ -185,27 +195,36 @@ impl Cpu {
                 });
             });
         }
+        let layer_of = layer * shape.layer()..(layer + 1) * shape.layer();
         match &mut op.kv.data {
-            KvData::F32(data) => self.append(layer, heads, qkv, slots, shape, data),
-            KvData::F16(data) => self.append(layer, heads, qkv, slots, shape, data),
+            KvData::F32(data) => {
+                self.append(heads, qkv, slots, shape, (&mut data[layer_of], &mut []))
+            }
+            KvData::F16(data) => {
+                self.append(heads, qkv, slots, shape, (&mut data[layer_of], &mut []))
+            }
+            KvData::Int8 { elements, scales } => {
+                let scales = &mut scales[layer * shape.layer_scales()..][..shape.layer_scales()];
+                self.append(heads, qkv, slots, shape, (&mut elements[layer_of], scales));
+            }
         }
         Ok(())
     }
 
     fn append<T: KvElement>(
         &self,
-        layer: usize,
         heads: Heads,
         qkv: &[f32],
         slots: &[u32],
         shape: KvShape,
-        data: &mut [T],
+        (cache, scales): (&mut [T], &mut [f32]),
     ) {
-        let cache = Disjoint::new(&mut data[layer * shape.layer()..][..shape.layer()]);
+        let (cache, scales) = (Disjoint::new(cache), Disjoint::new(scales));
         // Keys are scattered, an element to a cache line: several times the work of a copy.
         let work = slots.len() * heads.kv * heads.dim * 4;
         self.pool.split(heads.kv, 1, (work, SMALL), |kv_heads| {
-            self.token.run(Append { kv_heads, heads, qkv, slots, shape, cache: &cache });
+            let (cache, scales) = (&cache, &scales);
+            self.token.run(Append { kv_heads, heads, qkv, slots, shape, cache, scales });
         });
     }
 }

@@ -49,7 +49,7 @@ pub use record::Recorder;
 pub use table::Table;
 
 use super::ops::check_len;
-use super::{Backend, DeviceInfo, Element, KvLayout, RecordStep, Stats, StepKey};
+use super::{Backend, DeviceInfo, Element, KvLayout, KvType, RecordStep, Stats, StepKey};
 use crate::error::{LoadError, RunError};
 use crate::tensor::HostTable;
 use crate::ternary::TernaryRows;
@@ -264,6 +264,20 @@ impl Wgpu {
             self.recordings.clear();
         }
     }
+
+    /// Refuses a type of KV cache that no kernel here reads.
+    pub(crate) fn holds(&self, kv_type: KvType) -> Result<(), LoadError> {
+        match kv_type {
+            KvType::F32 | KvType::F16 => Ok(()),
+            KvType::Int8 => Err(LoadError::Device {
+                device: self.info.name.clone(),
+                reason: format!(
+                    "a KV cache of {} is not there through wgpu; f16 and f32 are",
+                    kv_type.name()
+                ),
+            }),
+        }
+    }
 }
 
 impl Backend for Wgpu {
@@ -304,6 +318,7 @@ impl Backend for Wgpu {
     }
 
     fn allocate_kv(&self, layout: KvLayout) -> Result<KvCache, LoadError> {
+        self.holds(layout.kv_type)?;
         KvCache::new(&self.gpu, layout)
     }
 

@@ -130,6 +130,15 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn load_i8(self, x: &[i8; LANES]) -> Self::F {
+        unsafe {
+            let bytes = _mm_loadu_si128(x.as_ptr().cast());
+            let low = _mm256_cvtepi8_epi32(bytes);
+            let high = _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(bytes, bytes));
+            [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)]
+        }
+    }
+    #[inline(always)]
     fn load_bf16(self, x: &[u8; 2 * LANES]) -> Self::F {
         unsafe {
             let at = x.as_ptr().cast::<__m128i>();

@@ -56,6 +56,8 @@ pub(super) trait Simd: Copy + Send + Sync + 'static {
     fn load_f16(self, x: &[u8; 2 * LANES]) -> Self::F;
     /// To half precision, ties to even.
     fn store_f16(self, v: Self::F, out: &mut [u8; 2 * LANES]);
+    /// Exact.
+    fn load_i8(self, x: &[i8; LANES]) -> Self::F;
     /// Little-endian bfloat16, exact.
     fn load_bf16(self, x: &[u8; 2 * LANES]) -> Self::F;
 

@@ -37,6 +37,10 @@ impl Simd for Scalar {
         }
     }
     #[inline(always)]
+    fn load_i8(self, x: &[i8; LANES]) -> Self::F {
+        x.map(f32::from)
+    }
+    #[inline(always)]
     fn load_bf16(self, x: &[u8; 2 * LANES]) -> Self::F {
         from_fn(|l| f32::from_le_bytes([0, 0, x[2 * l], x[2 * l + 1]]))
     }
