@@ -1,4 +1,4 @@
-// `ops::RmsNorm`: a block for each row. Rows gathered from nothing become zeros.
+// `ops::RmsNorm`: a block for each row. Rows gathered from nothing are of zeros.
 #include "prelude.cuh"
 
 struct RmsNormArgs {
@@ -12,6 +12,9 @@ struct RmsNormArgs {
     // Rows of the input.
     u32 inputs;
     float eps;
+    // Whether the rows are added to the output, and do not overwrite it.
+    u32 add;
+    u32 padding;
 };
 
 KERNEL(rms_norm, RmsNormArgs, THREADS) {
@@ -21,9 +24,9 @@ KERNEL(rms_norm, RmsNormArgs, THREADS) {
     const u32 source = a.gather ? a.gather[a.first + row] : row;
     float* output = a.output + u64(row) * a.width;
     if (source >= a.inputs) {
-        for (u32 i = threadIdx.x; i < a.width; i += THREADS) output[i] = 0.0f;
+        for (u32 i = threadIdx.x; !a.add && i < a.width; i += THREADS) output[i] = 0.0f;
         return;
     }
     const NormedRow x(a.input + u64(source) * a.width, a.gain, a.width, a.eps);
-    for (u32 i = threadIdx.x; i < a.width; i += THREADS) output[i] = x[i];
+    for (u32 i = threadIdx.x; i < a.width; i += THREADS) output[i] = a.add ? output[i] + x[i] : x[i];
 }

@@ -1,5 +1,5 @@
 // uses: reduce, norm
-// `ops::RmsNorm`: a workgroup for each row. Rows gathered from nothing become zeros.
+// `ops::RmsNorm`: a workgroup for each row. Rows gathered from nothing are of zeros.
 
 struct Params {
     rows: u32,
@@ -10,6 +10,8 @@ struct Params {
     // Rows of the input.
     inputs: u32,
     eps: f32,
+    // Whether the rows are added to the output, and do not overwrite it.
+    add: u32,
 }
 var<immediate> p: Params;
 
@@ -40,6 +42,8 @@ fn main(thread: Thread) {
     // All threads take part in the sum, whether or not there is a row.
     let inverse = row_inverse(select(0u, source, known), thread);
     for (var i = thread.index; i < p.width; i += WORKGROUP) {
-        output[row * p.width + i] = select(0.0, row_normed(select(0u, source, known), i, inverse), known);
+        let normed = select(0.0, row_normed(select(0u, source, known), i, inverse), known);
+        let at = row * p.width + i;
+        output[at] = select(normed, output[at] + normed, p.add != 0u);
     }
 }

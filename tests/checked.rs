@@ -145,7 +145,8 @@ fn run_norms<B: Backend>(backend: &mut B) -> Result<(), RunError> {
     run_ops(backend, &mut |r| {
         let (gather, first, input) = (None, 0, &gate_up);
         let output = &mut output;
-        r.rms_norm(ops::RmsNorm { rows, width, input, gather, first, norm, output })?;
+        let epilogue = ops::Epilogue::Store;
+        r.rms_norm(ops::RmsNorm { rows, width, input, gather, first, norm, output, epilogue })?;
         r.rms_norm_quantize(ops::RmsNormQuantize {
             rows,
             width,

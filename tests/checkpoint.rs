@@ -9,7 +9,7 @@ use checkpoint_base::{
 use serde_json::json;
 use trine::backend::ops::{Activation, Heads};
 use trine::checkpoint::{Checkpoint, Files, open, open_files};
-use trine::model::config::{Family, ModelConfig, NormRole, Projection};
+use trine::model::config::{Attention, Family, ModelConfig, NormRole, Projection};
 use trine::model::weights::WeightSource;
 use trine::tensor::{FloatType, SharedBytes};
 
@@ -64,6 +64,7 @@ fn packed_weights_whose_scale_multiplies() {
         rope_theta: 500_000.0,
         activation: Activation::Relu2,
         tied_head: true,
+        attention: Attention::default(),
     };
     assert_eq!(checkpoint.config(), &expected);
     check_codes(&checkpoint, multiplier);

@@ -158,6 +158,8 @@ impl WeightSource for Spoiled<'_> {
             NormRole::Projection(l, p) => NormRole::Projection(self.layer(l), p),
             NormRole::QueryHead(l) => NormRole::QueryHead(self.layer(l)),
             NormRole::KeyHead(l) => NormRole::KeyHead(self.layer(l)),
+            NormRole::PostAttention(l) => NormRole::PostAttention(self.layer(l)),
+            NormRole::PostFfn(l) => NormRole::PostFfn(self.layer(l)),
             NormRole::Final => NormRole::Final,
         };
         let mut gain = self.inner.norm(role)?;

@@ -12,7 +12,7 @@ use common::ops::{
 use common::rng::Rng;
 use common::run::{bits, download, run_ops, upload};
 use trine::backend::check::Checked;
-use trine::backend::ops::{self, Activation, Heads, SampleRow};
+use trine::backend::ops::{self, Activation, Epilogue, Heads, SampleRow};
 use trine::backend::reference::{Reference, ReferenceMatrix, cached_head};
 use trine::backend::{Backend, FROM_LANE, KvType, MAX_LOGPROBS, NONE, Record, quantized_stride};
 use trine::tensor::FloatType;
@@ -94,8 +94,10 @@ common::backend_tests! {
             let gathers: [Option<&[u32]>; 3] =
                 [None, Some(&[4, 0, NONE, 2, 2]), Some(&[9, 9, 3, NONE, 1, 0, 4])];
             for (gather, first) in gathers.into_iter().zip([0, 0, 2]) {
-                let found = rms_norm(&mut backend, &input, width, gather, first);
-                assert_eq!(found.len(), 5 * width);
+                for epilogue in [Epilogue::Store, Epilogue::Add] {
+                    let found = rms_norm(&mut backend, &input, width, gather, first, epilogue);
+                    assert_eq!(found.len(), 5 * width);
+                }
             }
         }
     }

@@ -286,7 +286,17 @@ fn a_recording_that_depends_on_more_is_noticed() {
                 let norm = ops::Norm { gain: &gain, eps: 1e-5 };
                 let (gather, first, width) = (None, 0, 4);
                 let (input, output) = (&input, &mut output);
-                recorder.rms_norm(ops::RmsNorm { rows, width, input, gather, first, norm, output })
+                let epilogue = ops::Epilogue::Store;
+                recorder.rms_norm(ops::RmsNorm {
+                    rows,
+                    width,
+                    input,
+                    gather,
+                    first,
+                    norm,
+                    output,
+                    epilogue,
+                })
             })
         })
     };

@@ -21,9 +21,9 @@ import tokenizers
 import torch
 import transformers
 from fixtures import checks, config_styles, tokenizer
-from fixtures.checkpoint import rename_to_1bitllm, write_checkpoint
+from fixtures.checkpoint import rename_as_published, write_checkpoint
 from fixtures.oracle import Oracle
-from fixtures.reference import make_cases, multipliers
+from fixtures.reference import embeddings, make_cases, multipliers
 from fixtures.specs import SPECS, Spec
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,9 +59,9 @@ def parse_args() -> argparse.Namespace:
 
 
 def make(spec: Spec, folder: Path) -> None:
-    # transformers has no class for the 1bitLLM form: it computes the reference from the same tensors under
-    # its own names, and the folder is rewritten afterwards.
-    foreign = spec.config_style == "released_1bitllm"
+    # transformers has no class for these forms: it computes the reference from the same tensors under its own
+    # names, and the folder is rewritten afterwards.
+    foreign = spec.config_style in config_styles.FOREIGN
     write_checkpoint(dataclasses.replace(spec, config_style="as_written") if foreign else spec, folder)
     oracle = Oracle(folder)
     reference = {
@@ -74,12 +74,14 @@ def make(spec: Spec, folder: Path) -> None:
         "multipliers": multipliers(oracle),
         "cases": make_cases(spec, oracle, folder),
     }
-    if foreign:
-        rename_to_1bitllm(folder)
-        config_styles.released_1bitllm(folder / "config.json")
     if spec.tokenizer:
         tokenizer.write_tokenizer(folder, spec.vocab, spec.tokenizer)
         reference["tokenizer"] = tokenizer.tokenizer_cases(folder)
+        if spec.tokenizer in tokenizer.EMBEDDING:
+            reference["embeddings"] = embeddings(oracle, folder, tokenizer.embedding_texts(folder))
+    if foreign:
+        rename_as_published(folder, spec.config_style)
+        getattr(config_styles, spec.config_style)(folder / "config.json")
     (folder / "reference.json").write_text(compact_json(reference))
 
 

@@ -147,8 +147,8 @@ impl<B: Backend> Clone for Norm<'_, B> {
 }
 impl<B: Backend> Copy for Norm<'_, B> {}
 
-/// `output[r] = norm(input[gather[r]])`, rows in f32. Rows gathered from
-/// [`NONE`](super::NONE) become zeros.
+/// `output[r] = norm(input[gather[r]])`, rows in f32, or `output[r] += …`, where product and sum may
+/// be rounded once instead of twice. A row gathered from [`NONE`](super::NONE) is of zeros.
 pub struct RmsNorm<'a, B: Backend> {
     /// Rows written.
     pub rows: usize,
@@ -164,6 +164,8 @@ pub struct RmsNorm<'a, B: Backend> {
     pub norm: Norm<'a, B>,
     /// `[rows, width]`.
     pub output: &'a mut B::Buffer<f32>,
+    /// Store or add.
+    pub epilogue: Epilogue,
 }
 
 /// `quantized[t] = quantize(norm(input[t]))`, see [`Norm`] and [`Quantized`].
@@ -182,7 +184,7 @@ pub struct RmsNormQuantize<'a, B: Backend> {
     pub normed: Option<&'a mut B::Buffer<f32>>,
 }
 
-/// What a product does with the memory it writes to.
+/// What an op does with the memory it writes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Epilogue {
     /// Overwrites it.

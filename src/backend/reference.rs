@@ -376,12 +376,17 @@ impl Record<Reference> for ReferenceRecorder {
         for r in 0..op.rows {
             let output = &mut op.output[r * width..][..width];
             let source = op.gather.map_or(r as u32, |gather| gather[op.first + r]);
-            if source == NONE {
-                output.fill(0.0);
-                continue;
+            let mut normed = vec![0.0; width];
+            if source != NONE {
+                let input = &op.input[source as usize * width..][..width];
+                norm_row(input, op.norm.gain, op.norm.eps, &mut normed);
             }
-            let input = &op.input[source as usize * width..][..width];
-            norm_row(input, op.norm.gain, op.norm.eps, output);
+            for (output, y) in output.iter_mut().zip(normed) {
+                match op.epilogue {
+                    Epilogue::Store => *output = y,
+                    Epilogue::Add => *output += y,
+                }
+            }
         }
         Ok(())
     }
@@ -492,6 +497,7 @@ impl Record<Reference> for ReferenceRecorder {
             first: op.first,
             norm: op.norm,
             output: op.normed,
+            epilogue: Epilogue::Store,
         })?;
         let mut weights = vec![0.0; width];
         for v in 0..op.vocabulary {

@@ -1,6 +1,6 @@
 //! `config.json` of a Hugging Face folder: hyper-parameters and quantisation.
 //!
-//! Sources: transformers 5.23, `models/{bitnet,llama}/configuration_*.py`,
+//! Sources: transformers 5.23, `models/{bitnet,llama,qwen3,gemma3}/configuration_*.py`,
 //! `utils/quantization_config.py` (`BitNetQuantConfig`), `modeling_rope_utils.py`, and the configs
 //! of published checkpoints. A key that would change what the model computes, and whose meaning is
 //! not implemented here, is an error; keys that change nothing are not looked at.
@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use super::json::{Fields, describe, quote};
 use crate::backend::ops::{Activation, Heads};
 use crate::error::LoadError;
-use crate::model::config::{Family, MAX_SIZE, ModelConfig};
+use crate::model::config::{Attention, Family, LocalLayers, MAX_SIZE, ModelConfig};
 
 /// A way in which checkpoints of a family are written: what the config calls it and what the
 /// sub-norms are called.
@@ -20,14 +20,69 @@ use crate::model::config::{Family, MAX_SIZE, ModelConfig};
 pub(crate) struct Form {
     /// The only entry of `architectures`.
     pub(crate) architecture: &'static str,
+    /// Whether another name may stand there, and a class that derives from this one.
+    derived: bool,
     pub(crate) model_type: &'static str,
     pub(crate) family: Family,
     /// Tensor names of the sub-norms within a layer, where the family has them.
     pub(crate) attention_sub_norm: &'static str,
     pub(crate) ffn_sub_norm: &'static str,
-    /// Whether the form has no `quantization_config` and says `weight_bits` and `input_bits`.
-    bits_in_config: bool,
+    /// Name within a layer of the norm before the feed-forward network.
+    pub(crate) ffn_norm: &'static str,
+    /// What is added to the stored gains, except of the norms before projections.
+    pub(crate) gain_offset: f32,
+    /// Whether the model answers a text's embedding and has no head.
+    pub(crate) embeds: bool,
+    /// What the form says about quantisation where it has no `quantization_config`.
+    without: Without,
 }
+
+/// What it means that a config has no `quantization_config`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Without {
+    /// That there are no ternary weights.
+    Refuse,
+    /// Master weights; `weight_bits` and `input_bits` say so.
+    Bits,
+    /// Master weights: what makes them ternary is known by the norms before projections.
+    Norms,
+}
+
+/// What most forms have in common.
+const COMMON: Form = Form {
+    architecture: "",
+    derived: false,
+    model_type: "",
+    family: Family::Llama,
+    attention_sub_norm: "",
+    ffn_sub_norm: "",
+    ffn_norm: "post_attention_layernorm",
+    gain_offset: 0.0,
+    embeds: false,
+    without: Without::Refuse,
+};
+
+/// microsoft/bitnet-embedding-0.6b: what microsoft/BitNet's
+/// `utils/convert-bitnet-embedding-to-gguf.py` reads.
+const QWEN3: Form = Form {
+    architecture: "Qwen3Model",
+    derived: true,
+    model_type: "qwen3",
+    family: Family::Qwen3,
+    embeds: true,
+    without: Without::Norms,
+    ..COMMON
+};
+
+/// microsoft/bitnet-embedding-270m, by the same source.
+const GEMMA3: Form = Form {
+    architecture: "Gemma3TextModel",
+    model_type: "gemma3_text",
+    family: Family::Gemma3,
+    ffn_norm: "pre_feedforward_layernorm",
+    gain_offset: 1.0,
+    ..QWEN3
+};
 
 /// The first form of a family is the one whose config has no `architectures`.
 pub(crate) const FORMS: &[Form] = &[
@@ -37,16 +92,9 @@ pub(crate) const FORMS: &[Form] = &[
         family: Family::BitNet,
         attention_sub_norm: "self_attn.attn_sub_norm",
         ffn_sub_norm: "mlp.ffn_sub_norm",
-        bits_in_config: false,
+        ..COMMON
     },
-    Form {
-        architecture: "LlamaForCausalLM",
-        model_type: "llama",
-        family: Family::Llama,
-        attention_sub_norm: "",
-        ffn_sub_norm: "",
-        bits_in_config: false,
-    },
+    Form { architecture: "LlamaForCausalLM", model_type: "llama", ..COMMON },
     // 1bitLLM/bitnet_b1_58-{large,xl,3B}: the arithmetic of the BitNet family, float master
     // weights, and the model_type of Llama, whose config class its code reuses.
     Form {
@@ -55,8 +103,13 @@ pub(crate) const FORMS: &[Form] = &[
         family: Family::BitNet,
         attention_sub_norm: "self_attn.inner_attn_ln",
         ffn_sub_norm: "mlp.ffn_layernorm",
-        bits_in_config: true,
+        without: Without::Bits,
+        ..COMMON
     },
+    QWEN3,
+    Form { architecture: "Qwen3ForCausalLM", derived: false, embeds: false, ..QWEN3 },
+    GEMMA3,
+    Form { architecture: "Gemma3ForCausalLM", derived: false, embeds: false, ..GEMMA3 },
 ];
 
 /// How the projections are stored and what their scales mean.
@@ -102,35 +155,36 @@ pub(crate) fn parse(file: &Path, map: &Map<String, Value>) -> Result<HfConfig, L
     let mut assumed = Vec::new();
     let form = form(&fields, &mut assumed)?;
     let quantization = quantization(&fields, form, &mut assumed)?;
-    refuse_variants(&fields)?;
+    refuse_variants(&fields, form)?;
 
     let size = |key| fields.required_integer(key, SIZE).map(|n| n as usize);
-    let context = size("max_position_embeddings")?;
+    let layers = size("num_hidden_layers")?;
+    let (context, local) = context(&fields, form, layers, &mut assumed)?;
     let hidden = size("hidden_size")?;
     let model = ModelConfig {
         family: form.family,
         hidden,
         ffn: size("intermediate_size")?,
-        layers: size("num_hidden_layers")?,
+        layers,
         heads: heads(&fields, form, hidden, &mut assumed)?,
         vocabulary: size("vocab_size")?,
         context,
         rms_eps: fields
             .number("rms_norm_eps", POSITIVE, |eps| eps > 0.0)?
             .ok_or_else(|| fields.absent("rms_norm_eps", POSITIVE))? as f32,
-        rope_theta: rope_theta(&fields)?,
+        rope_theta: rope_theta(&fields, FULL, 1e6, form)?,
         activation: activation(&fields, form)?,
         tied_head: true,
+        attention: Attention {
+            scale: attention_scale(&fields, form, &mut assumed)?,
+            local: local
+                .map(|layers| {
+                    let rope_theta = rope_theta(&fields, SLIDING, 1e4, form)?;
+                    Ok::<_, LoadError>(LocalLayers { rope_theta, layers })
+                })
+                .transpose()?,
+        },
     };
-    if let Some(window) = fields.integer("sliding_window", 0..=u64::MAX)?
-        && window < context as u64
-    {
-        return Err(fields.unsupported(
-            "sliding_window",
-            format!("{window}, less than max_position_embeddings"),
-            format!("null or at least {context}"),
-        ));
-    }
     model
         .validate()
         .map_err(|(field, expected, found)| LoadError::invalid(file, field, expected, found))?;
@@ -164,11 +218,18 @@ fn form(fields: &Fields<'_>, assumed: &mut Vec<String>) -> Result<&'static Form,
             Ok(form)
         }
         [architecture] => {
+            let derived =
+                || FORMS.iter().find(|form| form.derived && form.model_type == model_type);
             let form = FORMS.iter().find(|form| form.architecture == architecture);
-            let form = form.ok_or_else(|| {
+            let form = form.or_else(derived).ok_or_else(|| {
                 let supported = FORMS.iter().map(|form| form.architecture).collect();
                 fields.unsupported("architectures", architecture, list(supported))
             })?;
+            if form.architecture != architecture {
+                let name = quote(architecture, 100);
+                let as_this = form.architecture;
+                assumed.push(format!("architectures: {name} as {as_this}, from model_type"));
+            }
             if form.model_type != model_type {
                 return Err(LoadError::invalid(
                     fields.file,
@@ -194,15 +255,22 @@ fn quantization(
     assumed: &mut Vec<String>,
 ) -> Result<Quantization, LoadError> {
     let Some(config) = fields.object("quantization_config", "quantization_config.")? else {
-        if !form.bits_in_config {
-            return Err(fields.absent(
-                "quantization_config",
-                "an object with quant_method \"bitnet\", without which a checkpoint has no ternary \
-                 weights",
-            ));
-        }
-        for (key, bits) in [("weight_bits", 1), ("input_bits", 8)] {
-            fields.required_integer(key, bits..=bits)?;
+        match form.without {
+            Without::Refuse => {
+                return Err(fields.absent(
+                    "quantization_config",
+                    "an object with quant_method \"bitnet\", without which a checkpoint has no \
+                     ternary weights",
+                ));
+            }
+            Without::Bits => {
+                for (key, bits) in [("weight_bits", 1), ("input_bits", 8)] {
+                    fields.required_integer(key, bits..=bits)?;
+                }
+            }
+            Without::Norms => assumed.push(
+                "quantization_config: float master weights, by the norms before projections".into(),
+            ),
         }
         return Ok(Quantization::Master);
     };
@@ -211,9 +279,7 @@ fn quantization(
         Some(other) => return Err(config.unsupported("quant_method", other, "bitnet")),
         None => return Err(config.absent("quant_method", "\"bitnet\"")),
     }
-    if config.boolean("use_rms_norm")? == Some(true) {
-        return Err(config.unsupported("use_rms_norm", "true", "false"));
-    }
+    projection_norms(fields, &config, form)?;
     not_converted(&config)?;
     let linear_class = config.string("linear_class")?.unwrap_or_else(|| {
         assumed.push("quantization_config.linear_class: bitlinear".into());
@@ -232,6 +298,29 @@ fn quantization(
     }
 }
 
+/// transformers' `use_rms_norm` puts a norm before each projection, which the family must have.
+fn projection_norms(
+    fields: &Fields<'_>,
+    config: &Fields<'_>,
+    form: &Form,
+) -> Result<(), LoadError> {
+    let (has, has_not) =
+        if form.family.row().projection_norms { ("true", "false") } else { ("false", "true") };
+    if config.boolean("use_rms_norm")?.unwrap_or(false).to_string() != has {
+        return Err(config.unsupported("use_rms_norm", has_not, has));
+    }
+    // transformers' default is that of `BitNetQuantConfig`.
+    let eps = config.number("rms_norm_eps", POSITIVE, |eps| eps > 0.0)?.unwrap_or(1e-6);
+    let of_model = fields.number("rms_norm_eps", POSITIVE, |eps| eps > 0.0)?;
+    match of_model.filter(|&of_model| has == "true" && of_model != eps) {
+        Some(of_model) => {
+            let supported = format!("{of_model}, that of the model");
+            Err(config.unsupported("rms_norm_eps", eps.to_string(), supported))
+        }
+        None => Ok(()),
+    }
+}
+
 /// `modules_to_not_convert` may name what is never ternary anyway.
 fn not_converted(config: &Fields<'_>) -> Result<(), LoadError> {
     const NEVER_TERNARY: [&str; 5] =
@@ -247,18 +336,119 @@ fn not_converted(config: &Fields<'_>) -> Result<(), LoadError> {
 }
 
 /// Refuses options that change what a layer computes.
-fn refuse_variants(fields: &Fields<'_>) -> Result<(), LoadError> {
-    for key in ["attention_bias", "mlp_bias"] {
+fn refuse_variants(fields: &Fields<'_>, form: &Form) -> Result<(), LoadError> {
+    for key in ["attention_bias", "mlp_bias", "use_bidirectional_attention"] {
         if fields.boolean(key)? == Some(true) {
             return Err(fields.unsupported(key, "true", "false"));
         }
     }
-    if let Some(types) = fields.strings("layer_types")?
-        && let Some(other) = types.iter().find(|name| **name != "full_attention")
+    for key in ["attn_logit_softcapping", "final_logit_softcapping"] {
+        if let Some(cap) = fields.number(key, "a number", |_| true)? {
+            return Err(fields.unsupported(key, cap.to_string(), "null"));
+        }
+    }
+    if form.family != Family::Gemma3
+        && let Some(types) = fields.strings("layer_types")?
+        && let Some(other) = types.iter().find(|name| **name != FULL)
     {
-        return Err(fields.unsupported("layer_types", *other, "full_attention"));
+        return Err(fields.unsupported("layer_types", *other, FULL));
     }
     Ok(())
+}
+
+/// Kinds of layers, as `layer_types` and `rope_parameters` call them.
+const FULL: &str = "full_attention";
+const SLIDING: &str = "sliding_attention";
+
+/// Tokens that the model may have at a time, and for Gemma 3 which layers are local.
+///
+/// Attention here sees all keys, so where layers see a window of them, the context is no longer than
+/// the window: within it the two are the same.
+fn context(
+    fields: &Fields<'_>,
+    form: &Form,
+    layers: usize,
+    assumed: &mut Vec<String>,
+) -> Result<(usize, Option<Vec<bool>>), LoadError> {
+    let context = fields.required_integer("max_position_embeddings", SIZE)? as usize;
+    let window = fields.integer("sliding_window", 0..=u64::MAX)?;
+    match form.family {
+        Family::Gemma3 => {}
+        Family::Qwen3 if fields.boolean("use_sliding_window")? != Some(true) => {
+            return Ok((context, None));
+        }
+        _ => {
+            return match window.filter(|&window| window < context as u64) {
+                None => Ok((context, None)),
+                Some(window) => Err(fields.unsupported(
+                    "sliding_window",
+                    format!("{window}, less than max_position_embeddings"),
+                    format!("null or at least {context}"),
+                )),
+            };
+        }
+    }
+    let local = local_layers(fields, layers)?;
+    if !local.contains(&true) {
+        return Ok((context, None));
+    }
+    // transformers' default.
+    let window = window.unwrap_or(4096);
+    if window == 0 {
+        return Err(fields.unsupported("sliding_window", "0", "null or at least 1"));
+    }
+    if window < context as u64 {
+        assumed.push(format!(
+            "context: {window} tokens of the model's {context}, since some of its layers see a \
+             sliding window of {window} keys, which is not supported where the context is longer"
+        ));
+    }
+    Ok((context.min(window as usize), Some(local)))
+}
+
+/// Which layers of a Gemma 3 see a window: by name, or all but every sixth.
+fn local_layers(fields: &Fields<'_>, layers: usize) -> Result<Vec<bool>, LoadError> {
+    let Some(types) = fields.strings("layer_types")? else {
+        let mut pattern = None;
+        for key in ["sliding_window_pattern", "_sliding_window_pattern"] {
+            pattern = pattern.or(fields.integer(key, SIZE)?);
+        }
+        let pattern = pattern.unwrap_or(6) as usize;
+        return Ok((1..=layers).map(|layer| !layer.is_multiple_of(pattern)).collect());
+    };
+    if types.len() != layers {
+        let expected = format!("{layers}, one for each layer");
+        let found = types.len().to_string();
+        return Err(LoadError::invalid(fields.file, "layer_types", expected, found));
+    }
+    let local = |name: &&str| match *name {
+        FULL => Ok(false),
+        SLIDING => Ok(true),
+        other => {
+            Err(fields.unsupported("layer_types", quote(other, 100), format!("{FULL}, {SLIDING}")))
+        }
+    };
+    types.iter().map(local).collect()
+}
+
+/// Gemma 3 multiplies scores by `query_pre_attn_scalar` to the power of −1/2.
+fn attention_scale(
+    fields: &Fields<'_>,
+    form: &Form,
+    assumed: &mut Vec<String>,
+) -> Result<Option<f32>, LoadError> {
+    if form.family != Family::Gemma3 {
+        return Ok(None);
+    }
+    let scalar = fields.number("query_pre_attn_scalar", POSITIVE, |scalar| scalar > 0.0)?;
+    Ok(Some(
+        1.0 / scalar
+            .unwrap_or_else(|| {
+                assumed.push("query_pre_attn_scalar: 256".into());
+                256.0
+            })
+            .sqrt() as f32,
+    ))
 }
 
 fn heads(
@@ -285,7 +475,13 @@ fn heads(
             default
         }
     };
-    let dim = match fields.integer("head_dim", SIZE)? {
+    // transformers' defaults.
+    let default = match form.family {
+        Family::Qwen3 => Some(128),
+        Family::Gemma3 => Some(256),
+        _ => None,
+    };
+    let dim = match fields.integer("head_dim", SIZE)?.or(default) {
         Some(dim) => dim as usize,
         None if hidden.is_multiple_of(query) => hidden / query,
         None => {
@@ -303,19 +499,33 @@ fn heads(
 fn activation(fields: &Fields<'_>, form: &Form) -> Result<Activation, LoadError> {
     let table = form.family.row().activations;
     let supported = || table.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-    let name =
-        fields.string("hidden_act")?.ok_or_else(|| fields.absent("hidden_act", supported()))?;
+    // Gemma's key, which goes before the older one.
+    let key = match fields.string("hidden_activation")? {
+        Some(_) if form.family == Family::Gemma3 => "hidden_activation",
+        _ => "hidden_act",
+    };
+    let name = fields.string(key)?.ok_or_else(|| fields.absent(key, supported()))?;
     table
         .iter()
         .find(|(known, _)| *known == name)
         .map(|(_, activation)| *activation)
-        .ok_or_else(|| fields.unsupported("hidden_act", name, supported()))
+        .ok_or_else(|| fields.unsupported(key, name, supported()))
 }
 
+/// The base of the rotation in layers of a kind.
+///
 /// `rope_theta` stands at the top level in published configs, and in `rope_parameters` in those
-/// that transformers 5 writes.
-fn rope_theta(fields: &Fields<'_>) -> Result<f64, LoadError> {
-    let theta = |at: &Fields<'_>| at.number("rope_theta", POSITIVE, |theta| theta > 0.0);
+/// that transformers 5 writes. Gemma 3 has two: the other is `rope_local_base_freq`, or there is a set
+/// of `rope_parameters` for each kind of layer; `default` is transformers' where it has neither.
+fn rope_theta(
+    fields: &Fields<'_>,
+    kind: &str,
+    default: f64,
+    form: &Form,
+) -> Result<f64, LoadError> {
+    let gemma = form.family == Family::Gemma3;
+    let key = if kind == SLIDING { "rope_local_base_freq" } else { "rope_theta" };
+    let theta = |at: &Fields<'_>, key| at.number(key, POSITIVE, |theta| theta > 0.0);
     let full = |at: &Fields<'_>| match at.number("partial_rotary_factor", "a number", |_| true)? {
         Some(factor) if factor != 1.0 => {
             Err(at.unsupported("partial_rotary_factor", factor.to_string(), "1"))
@@ -323,11 +533,19 @@ fn rope_theta(fields: &Fields<'_>) -> Result<f64, LoadError> {
         _ => Ok(()),
     };
     full(fields)?;
-    let mut found = theta(fields)?;
+    let mut found = theta(fields, key)?;
     for (key, prefix) in
         [("rope_scaling", "rope_scaling."), ("rope_parameters", "rope_parameters.")]
     {
         let Some(rope) = fields.object(key, prefix)? else { continue };
+        let of_kind = match kind {
+            SLIDING => "rope_parameters.sliding_attention.",
+            _ => "rope_parameters.full_attention.",
+        };
+        let rope = match rope.object(kind, of_kind)? {
+            Some(of_kind) if gemma => of_kind,
+            _ => rope,
+        };
         for key in ["rope_type", "type"] {
             match rope.string(key)? {
                 None | Some("default") => {}
@@ -342,11 +560,11 @@ fn rope_theta(fields: &Fields<'_>) -> Result<f64, LoadError> {
             return Err(rope.unsupported("factor", describe(factor), "none"));
         }
         full(&rope)?;
-        match (found, theta(&rope)?) {
+        match (found, theta(&rope, "rope_theta")?) {
             (Some(first), Some(second)) if first != second => {
                 return Err(LoadError::invalid(
                     fields.file,
-                    format!("{key}.rope_theta"),
+                    format!("{}rope_theta", rope.prefix),
                     format!("{first}, the rope_theta found before"),
                     second.to_string(),
                 ));
@@ -356,6 +574,7 @@ fn rope_theta(fields: &Fields<'_>) -> Result<f64, LoadError> {
         }
     }
     found
+        .or(gemma.then_some(default))
         .ok_or_else(|| fields.absent("rope_theta", "a positive number, here or in rope_parameters"))
 }
 
@@ -365,7 +584,7 @@ mod tests {
 
     #[test]
     fn forms_agree_with_the_table_of_families() {
-        for family in [Family::BitNet, Family::Llama] {
+        for family in [Family::BitNet, Family::Llama, Family::Qwen3, Family::Gemma3] {
             let form = FORMS.iter().find(|form| form.family == family).expect("a form");
             let row = family.row();
             assert_eq!(form.architecture, row.hf_architecture);

@@ -4,7 +4,7 @@
 //! are checked for code 3, NaN and infinity when they are first asked for, so that opening costs
 //! no pass over gigabytes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use safetensors::tensor::Dtype;
@@ -30,9 +30,9 @@ pub(crate) const PROJECTIONS: [(Projection, &str); 7] = [
     (Projection::Down, "mlp.down_proj"),
 ];
 
-pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
-pub(crate) const HEAD: &str = "lm_head.weight";
-const FINAL_NORM: &str = "model.norm.weight";
+const EMBEDDING: &str = "embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
+const FINAL_NORM: &str = "norm.weight";
 
 /// A ternary matrix as it is stored.
 pub(crate) struct Matrix {
@@ -54,12 +54,11 @@ pub(crate) enum Stored {
     Master(FloatType),
 }
 
-struct Layer {
-    projections: [Matrix; 7],
-    attention: Tensor,
-    attention_sub: Option<Tensor>,
-    ffn: Tensor,
-    ffn_sub: Option<Tensor>,
+/// A norm, and what is added to its stored gains.
+struct Norm {
+    tensor: Tensor,
+    float: FloatType,
+    offset: f32,
 }
 
 struct Table {
@@ -71,8 +70,8 @@ struct Table {
 /// The weights of a Hugging Face folder.
 pub(crate) struct HfWeights {
     config: ModelConfig,
-    layers: Vec<Layer>,
-    final_norm: Tensor,
+    layers: Vec<[Matrix; 7]>,
+    norms: HashMap<NormRole, Norm>,
     embedding: Table,
     head: Option<Table>,
     /// Names of tensors that have no part in the model.
@@ -85,13 +84,13 @@ impl HfWeights {
     /// Finds every tensor that the config asks for, and refuses tensors that would have to take
     /// part in the model and cannot.
     pub(crate) fn new(config: &HfConfig, tensors: &Tensors) -> Result<Self, LoadError> {
-        let mut finder =
-            Finder { tensors, quantization: config.quantization, used: BTreeSet::new() };
+        let mut finder = Finder::new(config, tensors);
         let mut model = config.model.clone();
         let mut assumed = Vec::new();
 
         let (vocabulary, hidden) = (model.vocabulary, model.hidden);
-        let embedding = finder.table(EMBEDDING, vocabulary, hidden)?;
+        let embedding = finder.name(EMBEDDING);
+        let embedding = finder.table(&embedding, vocabulary, hidden)?;
         let has_head = tensors.map.contains_key(HEAD);
         model.tied_head = config.tied.unwrap_or_else(|| {
             let (there, tied) = if has_head { ("is", false) } else { ("is not", true) };
@@ -106,19 +105,27 @@ impl HfWeights {
         } else {
             Some(finder.table(HEAD, vocabulary, hidden)?)
         };
-        let final_norm = finder.norm(FINAL_NORM, hidden)?;
-
+        let mut norms = HashMap::from([(NormRole::Final, finder.norm(config, NormRole::Final)?)]);
         let mut layers = Vec::new();
         for index in 0..model.layers {
-            layers.push(finder.layer(config, index)?);
+            layers.push(finder.matrices(config, index)?);
+            for role in model.layer_norms(index) {
+                norms.insert(role, finder.norm(config, role)?);
+            }
         }
         let unused = finder.left_over(model.layers)?;
-        Ok(Self { config: model, layers, final_norm, embedding, head, unused, assumed })
+        Ok(Self { config: model, layers, norms, embedding, head, unused, assumed })
     }
 
     /// The matrices of one projection, first layer to last.
     pub(crate) fn matrices(&self, projection: Projection) -> impl Iterator<Item = &Matrix> {
-        self.layers.iter().map(move |layer| &layer.projections[projection as usize])
+        self.layers.iter().map(move |layer| &layer[projection as usize])
+    }
+
+    /// Bytes of the embedding table, and of the table that the output head reads.
+    pub(crate) fn table_bytes(&self) -> (u64, u64) {
+        let bytes = |table: &Table| table.tensor.bytes.len() as u64;
+        (bytes(&self.embedding), bytes(self.head.as_ref().unwrap_or(&self.embedding)))
     }
 }
 
@@ -130,7 +137,7 @@ fn same_as_embedding(head: &Tensor, embedding: &Table) -> Result<(), LoadError> 
         return Ok(());
     }
     Err(head.wrong(
-        format!("the values of {EMBEDDING}, since tie_word_embeddings is true"),
+        format!("the values of {}, since tie_word_embeddings is true", table.name),
         "others; set tie_word_embeddings to false to use them",
     ))
 }
@@ -138,11 +145,24 @@ fn same_as_embedding(head: &Tensor, embedding: &Table) -> Result<(), LoadError> 
 /// Takes tensors by name and remembers which.
 struct Finder<'a> {
     tensors: &'a Tensors,
+    /// What names begin with: `model.`, or nothing where a model was saved without its head.
+    prefix: &'static str,
     quantization: Quantization,
     used: BTreeSet<&'a str>,
 }
 
 impl<'a> Finder<'a> {
+    fn new(config: &HfConfig, tensors: &'a Tensors) -> Self {
+        let headless = config.form.embeds && tensors.map.contains_key(EMBEDDING);
+        let prefix = if headless { "" } else { "model." };
+        Self { tensors, prefix, quantization: config.quantization, used: BTreeSet::new() }
+    }
+
+    /// The name of a tensor of the model but for its head.
+    fn name(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
     fn tensor(&mut self, name: &str) -> Result<&'a Tensor, LoadError> {
         let tensor = self.tensors.get(name)?;
         self.used.insert(&tensor.name);
@@ -163,35 +183,47 @@ impl<'a> Finder<'a> {
         Ok(Table { tensor: tensor.clone(), float, checked: AtomicBool::new(false) })
     }
 
-    fn norm(&mut self, name: &str, width: usize) -> Result<Tensor, LoadError> {
-        let (tensor, float) = self.float(name, &[width])?;
+    fn norm(&mut self, config: &HfConfig, role: NormRole) -> Result<Norm, LoadError> {
+        let name = self.norm_name(config, role);
+        let (tensor, float) = self.float(&name, &[config.model.norm_width(role)])?;
         check_finite(tensor, float)?;
-        Ok(tensor.clone())
+        let own = matches!(role, NormRole::Projection(..));
+        let offset = if own { 0.0 } else { config.form.gain_offset };
+        Ok(Norm { tensor: tensor.clone(), float, offset })
     }
 
-    fn layer(&mut self, config: &HfConfig, index: usize) -> Result<Layer, LoadError> {
-        let (model, form) = (&config.model, config.form);
-        let row = model.family.row();
-        let name = |part: &str| format!("model.layers.{index}.{part}.weight");
-        let mut projections = Vec::with_capacity(PROJECTIONS.len());
+    fn norm_name(&self, config: &HfConfig, role: NormRole) -> String {
+        let form = config.form;
+        let (layer, part) = match role {
+            NormRole::Final => return self.name(FINAL_NORM),
+            NormRole::Attention(layer) => (layer, "input_layernorm"),
+            NormRole::AttentionSub(layer) => (layer, form.attention_sub_norm),
+            NormRole::Ffn(layer) => (layer, form.ffn_norm),
+            NormRole::FfnSub(layer) => (layer, form.ffn_sub_norm),
+            NormRole::QueryHead(layer) => (layer, "self_attn.q_norm"),
+            NormRole::KeyHead(layer) => (layer, "self_attn.k_norm"),
+            NormRole::PostAttention(layer) => (layer, "post_attention_layernorm"),
+            NormRole::PostFfn(layer) => (layer, "post_feedforward_layernorm"),
+            NormRole::Projection(layer, projection) => {
+                let (_, part) = PROJECTIONS[projection as usize];
+                // transformers' own class of linear layers calls it rms_norm, published ones norm.
+                let name = |norm| self.name(&format!("layers.{layer}.{part}.{norm}.weight"));
+                let other = Some(name("rms_norm")).filter(|n| self.tensors.map.contains_key(n));
+                return other.unwrap_or_else(|| name("norm"));
+            }
+        };
+        self.name(&format!("layers.{layer}.{part}.weight"))
+    }
+
+    fn matrices(&mut self, config: &HfConfig, index: usize) -> Result<[Matrix; 7], LoadError> {
+        let mut matrices = Vec::with_capacity(PROJECTIONS.len());
         for (projection, part) in PROJECTIONS {
-            let (rows, cols) = model.shape(projection);
-            projections.push(self.matrix(&name(part), rows, cols)?);
+            let (rows, cols) = config.model.shape(projection);
+            let name = self.name(&format!("layers.{index}.{part}.weight"));
+            matrices.push(self.matrix(&name, rows, cols)?);
         }
-        let Ok(projections) = projections.try_into() else { unreachable!("one per projection") };
-        Ok(Layer {
-            projections,
-            attention: self.norm(&name("input_layernorm"), model.hidden)?,
-            attention_sub: row
-                .attention_sub_norm
-                .then(|| self.norm(&name(form.attention_sub_norm), model.heads.output_width()))
-                .transpose()?,
-            ffn: self.norm(&name("post_attention_layernorm"), model.hidden)?,
-            ffn_sub: row
-                .ffn_sub_norm
-                .then(|| self.norm(&name(form.ffn_sub_norm), model.ffn))
-                .transpose()?,
-        })
+        let Ok(matrices) = matrices.try_into() else { unreachable!("one per projection") };
+        Ok(matrices)
     }
 
     fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix, LoadError> {
@@ -272,7 +304,9 @@ impl<'a> Finder<'a> {
             if name.ends_with(".bias") {
                 return refuse("a bias", "projections and norms without bias");
             }
-            let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
+            let layer =
+                name.strip_prefix(self.prefix).and_then(|name| name.strip_prefix("layers."));
+            let layer = layer.and_then(|rest| rest.split_once('.'));
             if let Some((index, part)) = layer {
                 if index.parse().is_ok_and(|index: usize| index >= layers) {
                     return refuse(
@@ -393,24 +427,17 @@ impl WeightSource for HfWeights {
         projection: Projection,
     ) -> Result<Box<dyn TernaryRows + '_>, LoadError> {
         let (rows, cols) = self.config.shape(projection);
-        self.layers[layer].projections[projection as usize].rows(rows, cols)
+        self.layers[layer][projection as usize].rows(rows, cols)
     }
 
     fn norm(&self, role: NormRole) -> Result<Vec<f32>, LoadError> {
-        let tensor = match role {
-            NormRole::Attention(layer) => Some(&self.layers[layer].attention),
-            NormRole::AttentionSub(layer) => self.layers[layer].attention_sub.as_ref(),
-            NormRole::Ffn(layer) => Some(&self.layers[layer].ffn),
-            NormRole::FfnSub(layer) => self.layers[layer].ffn_sub.as_ref(),
-            NormRole::Final => Some(&self.final_norm),
-            NormRole::Projection(..) | NormRole::QueryHead(_) | NormRole::KeyHead(_) => None,
-        };
         // A norm that the family does not have has no weights.
-        let Some((tensor, float)) = tensor.and_then(|t| Some((t, t.float()?))) else {
-            return Ok(Vec::new());
-        };
-        let mut gain = vec![0.0; tensor.shape.iter().product()];
-        float.decode(&tensor.bytes, &mut gain);
+        let Some(norm) = self.norms.get(&role) else { return Ok(Vec::new()) };
+        let mut gain = vec![0.0; norm.tensor.shape.iter().product()];
+        norm.float.decode(&norm.tensor.bytes, &mut gain);
+        if norm.offset != 0.0 {
+            gain.iter_mut().for_each(|gain| *gain += norm.offset);
+        }
         Ok(gain)
     }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::hf_config::HfConfig;
-use super::hf_weights::{EMBEDDING, HEAD, HfWeights, PROJECTIONS, Stored};
+use super::hf_weights::{HfWeights, PROJECTIONS, Stored};
 use super::safetensors::Tensors;
 use crate::model::weights::WeightSource;
 
@@ -109,7 +109,7 @@ pub(crate) fn of_hf(
             scales,
         }
     });
-    let bytes = |name: &str| tensors.map.get(name).map_or(0, |tensor| tensor.bytes.len() as u64);
+    let (embedding_bytes, head_bytes) = weights.table_bytes();
     Summary {
         path,
         format: "Hugging Face folder, safetensors".into(),
@@ -137,8 +137,8 @@ pub(crate) fn of_hf(
             .flat_map(|(projection, _)| weights.matrices(*projection))
             .map(|matrix| matrix.tensor.bytes.len() as u64)
             .sum(),
-        embedding_bytes: bytes(EMBEDDING),
-        head_bytes: bytes(if model.tied_head { EMBEDDING } else { HEAD }),
+        embedding_bytes,
+        head_bytes,
         projections: projections.into(),
     }
 }

@@ -16,7 +16,7 @@
 
 use crate::backend::ops::{Activation, Heads};
 use crate::error::LoadError;
-use crate::model::config::{Family, ModelConfig, NormRole, Projection};
+use crate::model::config::{Attention, Family, ModelConfig, NormRole, Projection};
 use crate::model::weights::WeightSource;
 use crate::tensor::{FloatType, HostTable, SharedBytes};
 use crate::ternary::TernaryRows;
@@ -43,6 +43,7 @@ pub fn published(name: &str) -> Option<ModelConfig> {
         rope_theta: 500_000.0,
         activation: Activation::Relu2,
         tied_head: true,
+        attention: Attention::default(),
     };
     match name {
         "2b4t" => Some(two),
@@ -103,6 +104,8 @@ impl SyntheticModel {
             Tensor::Norm(NormRole::FfnSub(layer)) => (6, layer),
             Tensor::Norm(NormRole::QueryHead(layer)) => (16, layer),
             Tensor::Norm(NormRole::KeyHead(layer)) => (17, layer),
+            Tensor::Norm(NormRole::PostAttention(layer)) => (18, layer),
+            Tensor::Norm(NormRole::PostFfn(layer)) => (19, layer),
             Tensor::Norm(NormRole::Projection(layer, projection)) => {
                 (24 + projection as u64, layer)
             }

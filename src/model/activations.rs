@@ -73,16 +73,18 @@ impl Reserve {
     /// Bytes of all activations, for the arithmetic of a refusal. `None` if beyond `usize`.
     pub fn activation_bytes(&self, config: &ModelConfig) -> Option<usize> {
         let attention = config.heads.output_width();
-        let again = if config.family.row().projection_norms { config.hidden } else { 0 };
+        let row = config.family.row();
+        let more = usize::from(row.projection_norms) + usize::from(row.post_norms);
         let per_token = 4
-            * (config.hidden + again + config.heads.qkv_width() + attention + 2 * config.ffn)
+            * ((1 + more) * config.hidden + config.heads.qkv_width() + attention + 2 * config.ffn)
             + quantized_stride(config.hidden)
             + quantized_stride(attention)
             + quantized_stride(config.ffn);
         let rows = self.logit_rows(config);
         let logits = rows.checked_mul(4 * (config.vocabulary + config.hidden))?;
         let history = self.sequences.checked_mul(4 * self.context)?;
-        let rope = self.context.checked_mul(4 * config.heads.dim)?;
+        let tables = 1 + usize::from(config.attention.local.is_some());
+        let rope = self.context.checked_mul(4 * tables * config.heads.dim)?;
         let table = self.sequences.checked_mul(4 * self.max_pages())?;
         [logits, history, rope, table]
             .into_iter()
@@ -100,6 +102,9 @@ pub struct Activations<B: Backend> {
     pub residual: B::Buffer<f32>,
     /// `[T, hidden]` the normed residual stream, in families that norm it again for each projection.
     pub normed_hidden: Option<B::Buffer<f32>>,
+    /// `[T, hidden]` what attention or the feed-forward network answers, in families that norm it
+    /// before it is added to the residual stream.
+    pub unnormed: Option<B::Buffer<f32>>,
     /// `[T, hidden]` quantised, the input of qkv and of gate and up.
     pub hidden: Quantized<B>,
     /// `[T, qkv_width]`.
@@ -118,10 +123,36 @@ pub struct Activations<B: Backend> {
     pub logits: B::Buffer<f32>,
     /// What sampling and scoring answer.
     pub samples: Samples<B>,
+    /// Cosines and sines of the rotation.
+    pub rope: Rope<B>,
+    /// Those of the layers that rotate by frequencies of their own.
+    pub local_rope: Option<Rope<B>>,
+}
+
+/// Tables of the rotation.
+pub struct Rope<B: Backend> {
     /// `[context, dim / 2]`.
-    pub rope_cos: B::Buffer<f32>,
+    pub cos: B::Buffer<f32>,
     /// `[context, dim / 2]`.
-    pub rope_sin: B::Buffer<f32>,
+    pub sin: B::Buffer<f32>,
+}
+
+impl<B: Backend> Rope<B> {
+    fn upload(
+        backend: &mut B,
+        config: &ModelConfig,
+        theta: f64,
+        context: usize,
+    ) -> Result<Self, LoadError> {
+        let (cos, sin) = rope_tables(theta, config.heads.dim, context);
+        let mut rope = Self {
+            cos: backend.allocate("RoPE cosines", cos.len())?,
+            sin: backend.allocate("RoPE sines", sin.len())?,
+        };
+        backend.write(&mut rope.cos, &cos)?;
+        backend.write(&mut rope.sin, &sin)?;
+        Ok(rope)
+    }
 }
 
 impl<B: Backend> Activations<B> {
@@ -134,8 +165,13 @@ impl<B: Backend> Activations<B> {
         let (tokens, sequences) = (reserve.step_tokens, reserve.sequences);
         let (hidden, attention) = (config.hidden, config.heads.output_width());
         let logit_rows = reserve.logit_rows(config);
+        let mut table = |theta| Rope::upload(backend, config, theta, reserve.context);
+        let rope = table(config.rope_theta)?;
+        let local = config.attention.local.as_ref();
+        let local_rope = local.map(|local| table(local.rope_theta)).transpose()?;
+        let row = config.family.row();
         let b = &*backend;
-        let mut activations = Self {
+        Ok(Self {
             batch: Batch {
                 tokens: b.allocate("tokens", tokens)?,
                 positions: b.allocate("positions", tokens)?,
@@ -158,8 +194,11 @@ impl<B: Backend> Activations<B> {
                 sampled: b.allocate("sampled tokens", sequences)?,
             },
             residual: b.allocate("residual stream", tokens * hidden)?,
-            normed_hidden: (config.family.row().projection_norms)
+            normed_hidden: (row.projection_norms)
                 .then(|| b.allocate("normed hidden rows", tokens * hidden))
+                .transpose()?,
+            unnormed: (row.post_norms)
+                .then(|| b.allocate("rows before their norm", tokens * hidden))
                 .transpose()?,
             hidden: allocate_quantized(b, "quantised hidden rows", tokens, hidden)?,
             qkv: b.allocate("qkv", tokens * config.heads.qkv_width())?,
@@ -175,13 +214,9 @@ impl<B: Backend> Activations<B> {
                 top_tokens: b.allocate("likeliest tokens", sequences * MAX_LOGPROBS)?,
                 top_logprobs: b.allocate("their log-probabilities", sequences * MAX_LOGPROBS)?,
             },
-            rope_cos: b.allocate("RoPE cosines", reserve.context * config.heads.dim / 2)?,
-            rope_sin: b.allocate("RoPE sines", reserve.context * config.heads.dim / 2)?,
-        };
-        let (cos, sin) = rope_tables(config.rope_theta, config.heads.dim, reserve.context);
-        backend.write(&mut activations.rope_cos, &cos)?;
-        backend.write(&mut activations.rope_sin, &sin)?;
-        Ok(activations)
+            rope,
+            local_rope,
+        })
     }
 }
 

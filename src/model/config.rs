@@ -13,6 +13,8 @@ pub enum Family {
     Llama,
     /// BitNet-embedding 0.6B: Qwen3 with a norm before each projection.
     Qwen3,
+    /// BitNet-embedding 270M: Gemma 3 with a norm before each projection.
+    Gemma3,
 }
 
 /// What a family decides, one row per family.
@@ -37,6 +39,11 @@ pub struct FamilyRow {
     pub projection_norms: bool,
     /// An RMS norm of each query and key head before it is rotated.
     pub head_norms: bool,
+    /// An RMS norm of what attention and the feed-forward network answer, before it is added to the
+    /// residual stream.
+    pub post_norms: bool,
+    /// Embeddings are multiplied by the square root of their width.
+    pub scaled_embedding: bool,
     /// How RoPE pairs dimensions in Hugging Face files.
     pub rope: &'static str,
 }
@@ -57,6 +64,8 @@ pub const FAMILIES: &[FamilyRow] = &[
         ffn_sub_norm: true,
         projection_norms: false,
         head_norms: false,
+        post_norms: false,
+        scaled_embedding: false,
         rope: "half-split",
     },
     FamilyRow {
@@ -73,18 +82,36 @@ pub const FAMILIES: &[FamilyRow] = &[
         ffn_sub_norm: false,
         projection_norms: false,
         head_norms: false,
+        post_norms: false,
+        scaled_embedding: false,
         rope: "half-split",
     },
     FamilyRow {
         family: Family::Qwen3,
         name: "Qwen3, ternary (BitNet-embedding)",
-        hf_architecture: "Qwen3ForCausalLM",
+        hf_architecture: "Qwen3Model",
         hf_model_type: "qwen3",
         activations: &[("silu", Activation::Silu)],
         attention_sub_norm: false,
         ffn_sub_norm: false,
         projection_norms: true,
         head_norms: true,
+        post_norms: false,
+        scaled_embedding: false,
+        rope: "half-split",
+    },
+    FamilyRow {
+        family: Family::Gemma3,
+        name: "Gemma 3, ternary (BitNet-embedding)",
+        hf_architecture: "Gemma3TextModel",
+        hf_model_type: "gemma3_text",
+        activations: &[("gelu_pytorch_tanh", Activation::GeluTanh)],
+        attention_sub_norm: false,
+        ffn_sub_norm: false,
+        projection_norms: true,
+        head_norms: true,
+        post_norms: true,
+        scaled_embedding: true,
         rope: "half-split",
     },
 ];
@@ -123,6 +150,27 @@ pub struct ModelConfig {
     pub activation: Activation,
     /// Whether the output head is the embedding table.
     pub tied_head: bool,
+    /// What attention has in some families alone.
+    pub attention: Attention,
+}
+
+/// What attention has in some families alone. The default is what it has in most.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Attention {
+    /// What scores are multiplied by; `1 / √(head dim)` if absent.
+    pub scale: Option<f32>,
+    /// Layers whose positions are rotated by other frequencies.
+    pub local: Option<LocalLayers>,
+}
+
+/// Layers that see a window of keys, and rotate by frequencies of their own. The window is not less
+/// than [`ModelConfig::context`], so they see all keys.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LocalLayers {
+    /// Base of their rotary frequencies.
+    pub rope_theta: f64,
+    /// Which layers, by their number.
+    pub layers: Vec<bool>,
 }
 
 /// The largest value that any size in a config may have: past it products of two sizes could leave
@@ -160,6 +208,21 @@ impl ModelConfig {
         if !(self.rms_eps.is_finite() && self.rms_eps > 0.0) {
             return Err(("rms_norm_eps", "a positive number".into(), self.rms_eps.to_string()));
         }
+        let local = self.attention.local.as_ref();
+        if let Some(local) = local.filter(|local| local.layers.len() != self.layers) {
+            let expected = format!("{}, one for each layer", self.layers);
+            return Err(("layer_types", expected, local.layers.len().to_string()));
+        }
+        if let Some(theta) = local.map(|local| local.rope_theta)
+            && !(theta.is_finite() && theta > 0.0)
+        {
+            return Err(("rope_local_base_freq", "a positive number".into(), theta.to_string()));
+        }
+        if let Some(scale) = self.attention.scale
+            && !(scale.is_finite() && scale > 0.0)
+        {
+            return Err(("query_pre_attn_scalar", "a positive number".into(), scale.to_string()));
+        }
         if !(self.rope_theta.is_finite() && self.rope_theta > 0.0) {
             return Err(("rope_theta", "a positive number".into(), self.rope_theta.to_string()));
         }
@@ -189,11 +252,24 @@ impl ModelConfig {
         self.layers as u64 * layer + width(NormRole::Final)
     }
 
+    /// What embeddings are multiplied by.
+    pub fn embedding_scale(&self) -> f32 {
+        if self.family.row().scaled_embedding { (self.hidden as f64).sqrt() as f32 } else { 1.0 }
+    }
+
+    /// What attention's scores are multiplied by.
+    pub fn attention_scale(&self) -> f32 {
+        self.attention.scale.unwrap_or(1.0 / (self.heads.dim as f32).sqrt())
+    }
+
     /// The norms of a layer.
     pub fn layer_norms(&self, layer: usize) -> Vec<NormRole> {
         let mut roles = vec![NormRole::Attention(layer), NormRole::Ffn(layer)];
         if self.family.row().head_norms {
             roles.extend([NormRole::QueryHead(layer), NormRole::KeyHead(layer)]);
+        }
+        if self.family.row().post_norms {
+            roles.extend([NormRole::PostAttention(layer), NormRole::PostFfn(layer)]);
         }
         roles.extend(Projection::ALL.into_iter().filter_map(|p| self.projection_norm(layer, p)));
         roles
@@ -215,6 +291,7 @@ impl ModelConfig {
     pub fn norm_width(&self, role: NormRole) -> usize {
         match role {
             NormRole::Attention(_) | NormRole::Ffn(_) | NormRole::Final => self.hidden,
+            NormRole::PostAttention(_) | NormRole::PostFfn(_) => self.hidden,
             NormRole::QueryHead(_) | NormRole::KeyHead(_) => self.heads.dim,
             NormRole::AttentionSub(_) => self.shape(Projection::Output).1,
             NormRole::FfnSub(_) => self.shape(Projection::Down).1,
@@ -283,6 +360,11 @@ pub enum NormRole {
     QueryHead(usize),
     /// Of each key head of a layer, before it is rotated. `[head dim]`.
     KeyHead(usize),
+    /// Of what attention answers, before it is added to the residual stream. `[hidden]`.
+    PostAttention(usize),
+    /// Of what the feed-forward network answers, before it is added to the residual stream.
+    /// `[hidden]`.
+    PostFfn(usize),
     /// Before the output head. `[hidden]`.
     Final,
 }
@@ -293,7 +375,7 @@ mod tests {
 
     #[test]
     fn every_family_has_a_row() {
-        for family in [Family::BitNet, Family::Llama, Family::Qwen3] {
+        for family in [Family::BitNet, Family::Llama, Family::Qwen3, Family::Gemma3] {
             assert_eq!(family.row().family, family);
         }
     }
@@ -314,6 +396,7 @@ mod tests {
             rope_theta: 500_000.0,
             activation: Activation::Relu2,
             tied_head: true,
+            attention: Attention::default(),
         };
         assert_eq!(config.parameters(), 2_412_820_480);
         config = ModelConfig {

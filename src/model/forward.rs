@@ -31,7 +31,7 @@ impl<B: Backend> Step<'_, B> {
             batch: &a.batch,
             lanes: &mut a.lanes,
             table: &self.weights.embedding,
-            scale: 1.0,
+            scale: self.config.embedding_scale(),
             output: &mut a.residual,
             width: self.config.hidden,
         })?;
@@ -45,7 +45,7 @@ impl<B: Backend> Step<'_, B> {
         Ok(())
     }
 
-    /// `residual += output(norm?(attention(rope(qkv(norm(residual))))))`.
+    /// `residual += norm?(output(norm?(attention(rope(norm?(qkv(norm(residual))))))))`.
     fn attention(
         &self,
         r: &mut B::Recorder<'_>,
@@ -55,6 +55,8 @@ impl<B: Backend> Step<'_, B> {
         layer: &Layer<B>,
     ) -> Result<(), RunError> {
         let (rows, heads) = (self.key.tokens, self.config.heads);
+        let local = self.config.attention.local.as_ref().is_some_and(|local| local.layers[index]);
+        let rope = a.local_rope.as_ref().filter(|_| local).unwrap_or(&a.rope);
         self.project(
             r,
             Project {
@@ -72,8 +74,8 @@ impl<B: Backend> Step<'_, B> {
             batch: &a.batch,
             heads,
             qkv: &mut a.qkv,
-            cos: &a.rope_cos,
-            sin: &a.rope_sin,
+            cos: &rope.cos,
+            sin: &rope.sin,
             query_norm: self.optional_norm(&layer.query_norm),
             key_norm: self.optional_norm(&layer.key_norm),
             kv,
@@ -84,7 +86,7 @@ impl<B: Backend> Step<'_, B> {
             sequences: self.key.sequences,
             batch: &a.batch,
             heads,
-            scale: 1.0 / (heads.dim as f32).sqrt(),
+            scale: self.config.attention_scale(),
             qkv: &a.qkv,
             kv,
             layer: index,
@@ -98,10 +100,19 @@ impl<B: Backend> Step<'_, B> {
             quantized: &mut a.attended_quantized,
             normed: None,
         })?;
-        self.add_to_residual(r, &layer.output, &a.attended_quantized, &mut a.residual)
+        self.add_to_residual(
+            r,
+            AddToResidual {
+                linear: &layer.output,
+                input: &a.attended_quantized,
+                norm: layer.post_attention_norm.as_ref(),
+                unnormed: a.unnormed.as_mut(),
+                residual: &mut a.residual,
+            },
+        )
     }
 
-    /// `residual += down(norm?(act(gate(x)) · up(x)))` with `x = norm(residual)`.
+    /// `residual += norm?(down(norm?(act(gate(x)) · up(x))))` with `x = norm(residual)`.
     fn feed_forward(
         &self,
         r: &mut B::Recorder<'_>,
@@ -129,7 +140,16 @@ impl<B: Backend> Step<'_, B> {
             quantized: &mut a.gated,
             normed: None,
         })?;
-        self.add_to_residual(r, &layer.down, &a.gated, &mut a.residual)
+        self.add_to_residual(
+            r,
+            AddToResidual {
+                linear: &layer.down,
+                input: &a.gated,
+                norm: layer.post_ffn_norm.as_ref(),
+                unnormed: a.unnormed.as_mut(),
+                residual: &mut a.residual,
+            },
+        )
     }
 
     /// `output = linear(norm(residual))`, one quantised input for all that the linear is made of; in
@@ -141,7 +161,17 @@ impl<B: Backend> Step<'_, B> {
         if let Some(normed) = normed.as_deref_mut() {
             let (input, norm) = (residual, self.norm(norm));
             let (gather, first) = (None, 0);
-            r.rms_norm(RmsNorm { rows, width, input, gather, first, norm, output: normed })?;
+            let epilogue = Epilogue::Store;
+            r.rms_norm(RmsNorm {
+                rows,
+                width,
+                input,
+                gather,
+                first,
+                norm,
+                output: normed,
+                epilogue,
+            })?;
         }
         for linear in linears {
             let (input, gain) = match (&normed, &linear.norm) {
@@ -171,23 +201,39 @@ impl<B: Backend> Step<'_, B> {
         Ok(())
     }
 
-    /// `residual += linear(input)`.
+    /// `residual += linear(input)`, or `residual += norm(linear(input))`.
     fn add_to_residual(
         &self,
         r: &mut B::Recorder<'_>,
-        linear: &Linear<B>,
-        input: &Quantized<B>,
-        residual: &mut B::Buffer<f32>,
+        add: AddToResidual<'_, B>,
     ) -> Result<(), RunError> {
-        r.ternary_matmul(TernaryMatmul {
-            rows: self.key.tokens,
-            width: linear.width,
-            features: linear.features,
-            input,
-            weight: &linear.matrix,
+        let AddToResidual { linear, input, norm, unnormed, residual } = add;
+        let (rows, hidden) = (self.key.tokens, self.config.hidden);
+        let product = |r: &mut B::Recorder<'_>, output, epilogue| {
+            r.ternary_matmul(TernaryMatmul {
+                rows,
+                width: linear.width,
+                features: linear.features,
+                input,
+                weight: &linear.matrix,
+                output,
+                stride: hidden,
+                column: 0,
+                epilogue,
+            })
+        };
+        let Some((gain, unnormed)) = norm.zip(unnormed) else {
+            return product(r, residual, Epilogue::Add);
+        };
+        product(r, unnormed, Epilogue::Store)?;
+        r.rms_norm(RmsNorm {
+            rows,
+            width: hidden,
+            input: unnormed,
+            gather: None,
+            first: 0,
+            norm: self.norm(gain),
             output: residual,
-            stride: self.config.hidden,
-            column: 0,
             epilogue: Epilogue::Add,
         })
     }
@@ -261,4 +307,17 @@ struct Project<'p, B: Backend> {
     output: &'p mut B::Buffer<f32>,
     /// Features of all the linears.
     stride: usize,
+}
+
+/// A projection back to the residual stream.
+struct AddToResidual<'p, B: Backend> {
+    linear: &'p Linear<B>,
+    /// Its input.
+    input: &'p Quantized<B>,
+    /// Gain of the norm of what it answers, in families that norm it.
+    norm: Option<&'p B::Buffer<f32>>,
+    /// `[T, hidden]` what it answers, where that is normed.
+    unnormed: Option<&'p mut B::Buffer<f32>>,
+    /// `[T, hidden]`.
+    residual: &'p mut B::Buffer<f32>,
 }

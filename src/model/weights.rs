@@ -60,12 +60,16 @@ pub struct Layer<B: Backend> {
     pub key_norm: Option<B::Buffer<f32>>,
     /// The output projection.
     pub output: Linear<B>,
+    /// Gain of what attention answers, before it is added to the residual stream.
+    pub post_attention_norm: Option<B::Buffer<f32>>,
     /// Gain before the feed-forward network.
     pub ffn_norm: B::Buffer<f32>,
     /// Gate and up projections: one linear, or two where each norms its input.
     pub gate_up: Vec<Linear<B>>,
     /// The down projection.
     pub down: Linear<B>,
+    /// Gain of what the feed-forward network answers, before it is added to the residual stream.
+    pub post_ffn_norm: Option<B::Buffer<f32>>,
 }
 
 /// A model's weights on a device.
@@ -114,17 +118,20 @@ impl<B: Backend> Loader<'_, B> {
     fn layer(&mut self, index: usize) -> Result<Layer<B>, LoadError> {
         use Projection::{Down, Gate, Key, Output, Query, Up, Value};
 
-        let head_norms = self.config.family.row().head_norms;
-        let head_norm = |loader: &mut Self, role| head_norms.then(|| loader.norm(role)).transpose();
+        let row = self.config.family.row();
+        let optional =
+            |loader: &mut Self, there: bool, role| there.then(|| loader.norm(role)).transpose();
         Ok(Layer {
             attention_norm: self.norm(NormRole::Attention(index))?,
             qkv: self.linears(index, &[Query, Key, Value])?,
-            query_norm: head_norm(self, NormRole::QueryHead(index))?,
-            key_norm: head_norm(self, NormRole::KeyHead(index))?,
+            query_norm: optional(self, row.head_norms, NormRole::QueryHead(index))?,
+            key_norm: optional(self, row.head_norms, NormRole::KeyHead(index))?,
             output: self.linear(index, &[Output], 0)?,
+            post_attention_norm: optional(self, row.post_norms, NormRole::PostAttention(index))?,
             ffn_norm: self.norm(NormRole::Ffn(index))?,
             gate_up: self.linears(index, &[Gate, Up])?,
             down: self.linear(index, &[Down], 0)?,
+            post_ffn_norm: optional(self, row.post_norms, NormRole::PostFfn(index))?,
         })
     }
 

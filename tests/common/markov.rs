@@ -3,7 +3,7 @@
 
 use trine::backend::ops::{Activation, Heads};
 use trine::error::LoadError;
-use trine::model::config::{Family, ModelConfig, NormRole, Projection};
+use trine::model::config::{Attention, Family, ModelConfig, NormRole, Projection};
 use trine::model::weights::WeightSource;
 use trine::tensor::{FloatType, HostTable};
 use trine::ternary::{TernaryRows, TernaryTensor};
@@ -45,6 +45,7 @@ impl Markov {
             rope_theta: 1e4,
             activation: Activation::Silu,
             tied_head: false,
+            attention: Attention::default(),
         };
         Self { config, logits, spoiled: None }
     }

@@ -4,7 +4,7 @@ use trine::backend::KvType;
 use trine::backend::ops::{Activation, Heads};
 use trine::error::LoadError;
 use trine::model::activations::Reserve;
-use trine::model::config::{Family, ModelConfig, NormRole, Projection};
+use trine::model::config::{Attention, Family, LocalLayers, ModelConfig, NormRole, Projection};
 use trine::model::weights::WeightSource;
 use trine::tensor::{FloatType, HostTable, SharedBytes};
 use trine::ternary::{TernaryRows, TernaryTensor};
@@ -68,6 +68,8 @@ impl WeightSource for RandomModel {
             NormRole::Final => [4, 0],
             NormRole::QueryHead(layer) => [5, layer],
             NormRole::KeyHead(layer) => [6, layer],
+            NormRole::PostAttention(layer) => [16, layer],
+            NormRole::PostFfn(layer) => [17, layer],
             NormRole::Projection(layer, projection) => [8 + projection as usize, layer],
         };
         Ok(self.gain(&path.map(|part| part as u64), self.config.norm_width(role)))
@@ -100,7 +102,7 @@ pub(crate) fn host_table(rows: usize, cols: usize, float: FloatType, values: &[f
 /// every float type, groups of 1 to 5 query heads, and widths that are a multiple of nothing.
 pub(crate) fn awkward_models() -> Vec<RandomModel> {
     use Activation::{GeluTanh, Relu2, Silu};
-    use Family::{BitNet, Llama, Qwen3};
+    use Family::{BitNet, Gemma3, Llama, Qwen3};
     use FloatType::{Bf16, F16, F32};
     let model = |seed, family, [hidden, ffn, layers, vocabulary]: [usize; 4], heads: [usize; 3]| {
         move |activation, tied_head, embedding, head| RandomModel {
@@ -116,11 +118,17 @@ pub(crate) fn awkward_models() -> Vec<RandomModel> {
                 rope_theta: 10_000.0,
                 activation,
                 tied_head,
+                attention: Attention::default(),
             },
             seed,
             embedding,
             head,
         }
+    };
+    let mut gemma = model(8, Gemma3, [52, 35, 2, 71], [3, 1, 12])(GeluTanh, true, F16, F16);
+    gemma.config.attention = Attention {
+        scale: Some(0.4),
+        local: Some(LocalLayers { rope_theta: 50.0, layers: vec![true, false] }),
     };
     vec![
         model(1, BitNet, [36, 50, 2, 61], [4, 1, 6])(Relu2, true, Bf16, Bf16),
@@ -130,6 +138,7 @@ pub(crate) fn awkward_models() -> Vec<RandomModel> {
         model(5, BitNet, [33, 7, 3, 31], [6, 2, 6])(Silu, true, F16, F16),
         model(6, Llama, [10, 3, 2, 5], [2, 1, 2])(GeluTanh, false, Bf16, F32),
         model(7, Qwen3, [44, 60, 2, 83], [4, 2, 14])(Silu, true, Bf16, Bf16),
+        gemma,
     ]
 }
 

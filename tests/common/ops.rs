@@ -72,11 +72,16 @@ pub(crate) fn rms_norm<B: Backend>(
     width: usize,
     gather: Option<&[u32]>,
     first: usize,
+    epilogue: Epilogue,
 ) -> Vec<f32> {
     let rows = 5;
     let (input, gain) = (upload(backend, input), upload(backend, &gain(width)));
     let gather = gather.map(|gather| upload(backend, gather));
-    let mut output = upload(backend, &vec![f32::NAN; rows * width]);
+    let before = match epilogue {
+        Epilogue::Store => vec![f32::NAN; rows * width],
+        Epilogue::Add => (0..rows * width).map(|i| i as f32 / 7.0 - 3.0).collect(),
+    };
+    let mut output = upload(backend, &before);
     run_ops(backend, &mut |r| {
         r.rms_norm(ops::RmsNorm {
             rows,
@@ -86,6 +91,7 @@ pub(crate) fn rms_norm<B: Backend>(
             first,
             norm: ops::Norm { gain: &gain, eps: EPS },
             output: &mut output,
+            epilogue,
         })
     })
     .unwrap_or_else(|error| panic!("width {width}: {error}"));

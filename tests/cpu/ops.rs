@@ -125,24 +125,35 @@ fn norms_of_gathered_rows() {
         let input = random.floats(6 * width, 2.0);
         let gain = random.floats(width, 1.0);
         let gather = [9, 9, 5, NONE, 0, 5];
-        let out = on_all(|cpu| {
-            let (input, gain, gather) =
-                (buffer(cpu, &input), buffer(cpu, &gain), buffer(cpu, &gather));
-            let mut output: Buffer<f32> = cpu.allocate("output", 4 * width).unwrap();
-            output.fill(9.0);
-            step(cpu, |r| {
-                r.rms_norm(RmsNorm {
-                    rows: 4,
-                    width,
-                    input: &input,
-                    gather: Some(&gather),
-                    first: 2,
-                    norm: Norm { gain: &gain, eps: 1e-6 },
-                    output: &mut output,
-                })
-            });
-            bits(&output)
-        });
+        let norm = |epilogue| {
+            on_all(|cpu| {
+                let (input, gain, gather) =
+                    (buffer(cpu, &input), buffer(cpu, &gain), buffer(cpu, &gather));
+                let mut output: Buffer<f32> = cpu.allocate("output", 4 * width).unwrap();
+                output.fill(9.0);
+                step(cpu, |r| {
+                    r.rms_norm(RmsNorm {
+                        rows: 4,
+                        width,
+                        input: &input,
+                        gather: Some(&gather),
+                        first: 2,
+                        norm: Norm { gain: &gain, eps: 1e-6 },
+                        output: &mut output,
+                        epilogue,
+                    })
+                });
+                bits(&output)
+            })
+        };
+        let added = norm(Epilogue::Add);
+        assert_eq!(added[..width], added[3 * width..], "row 5 twice");
+        assert!(added[width..2 * width].iter().all(|&x| x == 9f32.to_bits()), "nothing is added");
+        let out = norm(Epilogue::Store);
+        for (&sum, &y) in added.iter().zip(&out) {
+            let (sum, y) = (f32::from_bits(sum), f32::from_bits(y));
+            assert!((sum - (9.0 + y)).abs() <= 2e-6 * (9.0 + y.abs()), "{sum} is not 9 + {y}");
+        }
         assert_eq!(out[..width], out[3 * width..], "row 5 twice");
         assert!(out[width..2 * width].iter().all(|&x| x == 0), "padding is zeros");
     }
@@ -351,6 +362,7 @@ fn shapes_that_do_not_fit_are_errors() {
                 first: 0,
                 norm: Norm { gain: &gain, eps: 1e-5 },
                 output: &mut output,
+                epilogue: Epilogue::Store,
             });
             result.clone()
         })

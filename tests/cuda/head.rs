@@ -6,6 +6,7 @@ use crate::common::ops::{EPS, gain};
 use crate::common::rng::Rng;
 use crate::common::run::{bits, download, run_ops, upload};
 use trine::backend::cuda::{Cuda, CudaOptions};
+use trine::backend::ops::Epilogue;
 use trine::backend::{Backend, FROM_LANE, NONE, Record, ops};
 use trine::tensor::{FloatType, HostTable, SharedBytes};
 
@@ -290,8 +291,16 @@ fn gathered_norms_are_those_of_their_rows() {
     for width in [1, 4, 37, 300, 1000] {
         let input = Rng::of(&[36, width as u64]).normals(6 * width, 2.0);
         let gather = [9, 9, 5, NONE, 0, 6, 5];
-        let gathered = crate::common::ops::rms_norm(&mut cuda, &input, width, Some(&gather), 2);
-        let plain = crate::common::ops::rms_norm(&mut cuda, &input, width, None, 0);
+        let gathered = crate::common::ops::rms_norm(
+            &mut cuda,
+            &input,
+            width,
+            Some(&gather),
+            2,
+            Epilogue::Store,
+        );
+        let plain =
+            crate::common::ops::rms_norm(&mut cuda, &input, width, None, 0, Epilogue::Store);
         let normed = |row: usize| {
             let x = &input[row * width..][..width];
             let square: f64 = x.iter().map(|&x| f64::from(x).powi(2)).sum();

@@ -176,7 +176,7 @@ impl<B: Backend> Record<Checked<B>> for CheckedRecorder<'_, B> {
     }
 
     fn rms_norm(&mut self, op: ops::RmsNorm<'_, Checked<B>>) -> Result<(), RunError> {
-        let (rows, width, first) = (op.rows, op.width, op.first);
+        let (rows, width, first, epilogue) = (op.rows, op.width, op.first, op.epilogue);
         let (input, gain) = (self.read(op.input)?, self.read(op.norm.gain)?);
         let gather = op.gather.map(|gather| self.read(gather)).transpose()?;
         let mut output = self.read(op.output)?;
@@ -188,6 +188,7 @@ impl<B: Backend> Record<Checked<B>> for CheckedRecorder<'_, B> {
             first,
             norm: ops::Norm { gain: &gain, eps: op.norm.eps },
             output: &mut output,
+            epilogue,
         })?;
         self.run(&mut |r| {
             r.rms_norm(ops::RmsNorm {
@@ -198,6 +199,7 @@ impl<B: Backend> Record<Checked<B>> for CheckedRecorder<'_, B> {
                 first,
                 norm: device_norm(op.norm),
                 output: op.output,
+                epilogue,
             })
         })?;
         self.compare_floats("rms_norm", "output", (rows, width, SUM), &output, op.output)?;

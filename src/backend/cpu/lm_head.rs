@@ -16,7 +16,7 @@ use super::simd::{LANES, Registers, Simd};
 use super::table::{Bf16, F16, F32, Float};
 use super::{Cpu, SMALL};
 use crate::backend::NONE;
-use crate::backend::ops::{LmHead, check_len};
+use crate::backend::ops::{Epilogue, LmHead, check_len};
 use crate::error::RunError;
 use crate::tensor::{FloatType, HostTable};
 use std::array::from_fn;
@@ -158,6 +158,7 @@ impl Cpu {
                     gain: op.norm.gain,
                     eps: op.norm.eps,
                     output: &output,
+                    epilogue: Epilogue::Store,
                 });
             });
         }

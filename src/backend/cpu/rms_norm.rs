@@ -5,7 +5,7 @@ use super::pool::Disjoint;
 use super::simd::{LANES, Simd};
 use super::{Cpu, SMALL};
 use crate::backend::NONE;
-use crate::backend::ops::{RmsNorm, check_len};
+use crate::backend::ops::{Epilogue, RmsNorm, check_len};
 use crate::error::RunError;
 use std::ops::Range;
 
@@ -48,6 +48,24 @@ pub(super) fn scale_row<S: Simd>(s: S, x: &[f32], factor: f32, gain: &[f32], out
     }
 }
 
+/// `out_i += (x_i · factor) · gain_i`, product and sum rounded once.
+#[inline(always)]
+fn add_scaled_row<S: Simd>(s: S, x: &[f32], factor: f32, gain: &[f32], out: &mut [f32]) {
+    let factor = s.splat(factor);
+    let (x, x_tail) = x.as_chunks::<LANES>();
+    let (gain, gain_tail) = gain.as_chunks::<LANES>();
+    let (out, out_tail) = out.as_chunks_mut::<LANES>();
+    for ((x, gain), out) in x.iter().zip(gain).zip(out) {
+        let sum = s.fma(s.mul(s.load(x), factor), s.load(gain), s.load(out));
+        s.store(sum, out);
+    }
+    if !x_tail.is_empty() {
+        let scaled = s.mul(s.load_tail(x_tail), factor);
+        let sum = s.fma(scaled, s.load_tail(gain_tail), s.load_tail(out_tail));
+        s.store_tail(sum, out_tail);
+    }
+}
+
 /// The norm of a row.
 #[inline(always)]
 pub(super) fn norm_row<S: Simd>(s: S, x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) {
@@ -66,6 +84,7 @@ pub(super) struct NormRows<'a> {
     pub(super) eps: f32,
     /// The output from its first row on.
     pub(super) output: &'a Disjoint<'a, f32>,
+    pub(super) epilogue: Epilogue,
 }
 
 impl Kernel for NormRows<'_> {
@@ -76,11 +95,17 @@ impl Kernel for NormRows<'_> {
             // SAFETY: the parts of a job have rows of their own.
             let out = unsafe { self.output.range(row * self.width..(row + 1) * self.width) };
             let from = self.gather.map_or(row, |gather| gather[row] as usize);
-            if from == NONE as usize {
-                out.fill(0.0);
-            } else {
-                let x = &self.input[from * self.width..][..self.width];
-                norm_row(s, x, &self.gain[..self.width], self.eps, out);
+            let row =
+                (from != NONE as usize).then(|| &self.input[from * self.width..][..self.width]);
+            let gain = &self.gain[..self.width];
+            match (row, self.epilogue) {
+                (Some(x), Epilogue::Store) => norm_row(s, x, gain, self.eps, out),
+                (Some(x), Epilogue::Add) => {
+                    let factor = norm_factor(sum_of_squares(s, x), x.len(), self.eps);
+                    add_scaled_row(s, x, factor, gain, out);
+                }
+                (None, Epilogue::Store) => out.fill(0.0),
+                (None, Epilogue::Add) => {}
             }
         }
     }
@@ -132,6 +157,7 @@ impl Cpu {
                 gain: op.norm.gain,
                 eps: op.norm.eps,
                 output: &output,
+                epilogue: op.epilogue,
             });
         });
         Ok(())

@@ -8,7 +8,7 @@ use super::lm_head_screen::Screened;
 use super::memory::Owned;
 use super::rms_norm;
 use super::table::{ROW_BYTES, of_float};
-use crate::backend::ops::{LmHead, RmsNorm, check_len};
+use crate::backend::ops::{Epilogue, LmHead, RmsNorm, check_len};
 use crate::error::RunError;
 use crate::tensor::FloatType;
 
@@ -148,7 +148,16 @@ impl Head {
         check_len(OP, "logits", rows * vocabulary, logits.len())?;
         table.check(OP, Some(vocabulary), width)?;
         let gather = Some(&batch.logit_rows);
-        let norm = RmsNorm { rows, width, input, gather, first, norm, output: normed };
+        let norm = RmsNorm {
+            rows,
+            width,
+            input,
+            gather,
+            first,
+            norm,
+            output: normed,
+            epilogue: Epilogue::Store,
+        };
         rms_norm::check(OP, &norm)?;
         if rows == 0 || vocabulary == 0 {
             return rms_norm::launches(&norm).map(Self::full);

@@ -2,7 +2,7 @@
 
 use super::Cuda;
 use super::launch::{Kernel, Launch, grid};
-use crate::backend::ops::{RmsNorm, check_len};
+use crate::backend::ops::{Epilogue, RmsNorm, check_len};
 use crate::error::RunError;
 
 const KERNEL: Kernel = Kernel::new::<Args>("rms_norm", 256);
@@ -21,11 +21,13 @@ struct Args {
     first: u32,
     inputs: u32,
     eps: f32,
+    add: u32,
+    padding: u32,
 }
 
 /// Checks the arguments of a norm, which are those of the head's norm too.
 pub(super) fn check(op: &'static str, norm: &RmsNorm<'_, Cuda>) -> Result<(), RunError> {
-    let RmsNorm { rows, width, input, gather, first, norm, output } = norm;
+    let RmsNorm { rows, width, input, gather, first, norm, output, .. } = norm;
     check_len(op, "output", rows * width, output.len())?;
     match gather {
         Some(gather) => check_len(op, "gather", first + rows, gather.len())?,
@@ -36,7 +38,7 @@ pub(super) fn check(op: &'static str, norm: &RmsNorm<'_, Cuda>) -> Result<(), Ru
 
 pub(super) fn launches(op: &RmsNorm<'_, Cuda>) -> Result<Vec<Launch>, RunError> {
     check("rms_norm", op)?;
-    let RmsNorm { rows, width, input, gather, first, norm, output } = op;
+    let RmsNorm { rows, width, input, gather, first, norm, output, epilogue } = op;
     if *rows == 0 {
         return Ok(Vec::new());
     }
@@ -49,6 +51,8 @@ pub(super) fn launches(op: &RmsNorm<'_, Cuda>) -> Result<Vec<Launch>, RunError> 
         first: *first as u32,
         inputs: (input.len() / (*width).max(1)) as u32,
         eps: norm.eps,
+        add: u32::from(*epilogue == Epilogue::Add),
+        padding: 0,
     };
     let mut memory = vec![input.memory(), norm.gain.memory(), output.memory()];
     memory.extend(gather.map(|gather| gather.memory()));

@@ -4,7 +4,7 @@ use super::dispatch::Dispatch;
 use super::kernel::{Kernel, ROWS};
 use super::table::{FLOATS, float_code};
 use super::{Wgpu, grid, rms_norm};
-use crate::backend::ops::{LmHead, RmsNorm, check_len};
+use crate::backend::ops::{Epilogue, LmHead, RmsNorm, check_len};
 use crate::error::RunError;
 
 const KERNEL: Kernel = Kernel::new("lm_head", "rrw");
@@ -45,7 +45,16 @@ pub(super) fn dispatches(wgpu: &mut Wgpu, op: LmHead<'_, Wgpu>) -> Result<Vec<Di
     let gather = Some(&batch.logit_rows);
     let norm = rms_norm::dispatch(
         wgpu,
-        &RmsNorm { rows, width, input, gather, first, norm, output: normed },
+        &RmsNorm {
+            rows,
+            width,
+            input,
+            gather,
+            first,
+            norm,
+            output: normed,
+            epilogue: Epilogue::Store,
+        },
     )?;
     let mut dispatches = vec![norm];
     let per_group = ROWS.into_iter().find(|&most| most >= rows).unwrap_or(ROWS[3]);

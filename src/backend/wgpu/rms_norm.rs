@@ -4,7 +4,7 @@ use super::dispatch::Dispatch;
 use super::kernel::Kernel;
 use super::record::Gain;
 use super::{Wgpu, grid};
-use crate::backend::ops::{RmsNorm, check_len};
+use crate::backend::ops::{Epilogue, RmsNorm, check_len};
 use crate::error::RunError;
 
 const KERNEL: Kernel = Kernel::new("rms_norm", "rrrw");
@@ -23,10 +23,11 @@ struct Params {
     first: u32,
     inputs: u32,
     eps: f32,
+    add: u32,
 }
 
 pub(super) fn dispatch(wgpu: &mut Wgpu, op: &RmsNorm<'_, Wgpu>) -> Result<Dispatch, RunError> {
-    let RmsNorm { rows, width, input, gather, first, norm, output } = op;
+    let RmsNorm { rows, width, input, gather, first, norm, output, epilogue } = op;
     let (rows, width) = (*rows, *width);
     check_len("rms_norm", "output", rows * width, output.len())?;
     match gather {
@@ -43,6 +44,7 @@ pub(super) fn dispatch(wgpu: &mut Wgpu, op: &RmsNorm<'_, Wgpu>) -> Result<Dispat
         first: *first as u32,
         inputs: (input.len() / width.max(1)) as u32,
         eps: norm.eps,
+        add: u32::from(*epilogue == Epilogue::Add),
     };
     let bindings = [
         input.raw(),

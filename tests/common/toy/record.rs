@@ -105,11 +105,12 @@ impl Record<Toy> for ToyRecorder {
     }
 
     fn rms_norm(&mut self, op: ops::RmsNorm<'_, Toy>) -> Ran {
-        let ops::RmsNorm { rows, width, first, .. } = op;
+        let ops::RmsNorm { rows, width, first, epilogue, .. } = op;
         let (input, gather) = (op.input.clone(), op.gather.cloned());
         let (norm, output) = (KeptNorm::of(op.norm), op.output.clone());
         let arguments = format!(
-            "rows {rows}, width {width}, first {first}, input {}, gather {:?}, norm {}, output {}",
+            "rows {rows}, width {width}, first {first}, {epilogue:?}, input {}, gather {:?}, norm {}, \
+             output {}",
             input.id,
             gather.as_ref().map(|gather| gather.id),
             KeptNorm::arguments(Some(&norm)),
@@ -126,6 +127,7 @@ impl Record<Toy> for ToyRecorder {
                 first,
                 norm: ops::Norm { gain: &norm.gain.get(), eps: norm.eps },
                 output: &mut output,
+                epilogue,
             })?;
             spoil(control, "rms_norm", "output", &mut output);
             Ok(())
