@@ -85,9 +85,9 @@ impl LoadError {
     ) -> Self {
         Self::Invalid {
             file: file.to_owned(),
-            field: field.into(),
-            expected: expected.into(),
-            found: found.into(),
+            field: fit(field.into(), MAX_NAME),
+            expected: fit(expected.into(), MAX_QUOTE),
+            found: fit(found.into(), MAX_QUOTE),
         }
     }
 
@@ -99,11 +99,35 @@ impl LoadError {
     ) -> Self {
         Self::Unsupported {
             file: file.to_owned(),
-            field: field.into(),
-            found: found.into(),
-            supported: supported.into(),
+            field: fit(field.into(), MAX_NAME),
+            found: fit(found.into(), MAX_QUOTE),
+            supported: fit(supported.into(), MAX_QUOTE),
         }
     }
+}
+
+/// Characters of a field's name in a message: a tensor's name and what of it is wrong.
+const MAX_NAME: usize = 1100;
+/// Characters of each other part of a message.
+const MAX_QUOTE: usize = 2000;
+
+/// A part of a message, which may quote a file, made fit for a terminal.
+fn fit(text: String, limit: usize) -> String {
+    if text.len() <= limit && !text.contains(char::is_control) { text } else { quote(&text, limit) }
+}
+
+/// Text from a file as messages quote it: at most `limit` characters, and none that a terminal
+/// would obey.
+pub(crate) fn quote(text: &str, limit: usize) -> String {
+    let mut quoted = String::new();
+    for (index, c) in text.chars().enumerate() {
+        if index == limit {
+            quoted.push('…');
+            break;
+        }
+        if c.is_control() { quoted.extend(c.escape_default()) } else { quoted.push(c) }
+    }
+    quoted
 }
 
 /// Why a request was refused before any work was done for it.

@@ -5,6 +5,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+pub(crate) use crate::error::quote;
+
 use crate::error::LoadError;
 
 /// Parses a file that must hold one JSON object. Of a key that is there twice the last value
@@ -20,20 +22,6 @@ pub(crate) fn parse_object(file: &Path, text: &str) -> Result<Map<String, Value>
 /// A JSON value as messages quote it.
 pub(crate) fn describe(value: &Value) -> String {
     quote(&value.to_string(), 60)
-}
-
-/// Text from a file as messages quote it: at most `limit` characters, and none that a terminal
-/// would obey.
-pub(crate) fn quote(text: &str, limit: usize) -> String {
-    let mut quoted = String::new();
-    for (index, c) in text.chars().enumerate() {
-        if index == limit {
-            quoted.push('…');
-            break;
-        }
-        if c.is_control() { quoted.extend(c.escape_default()) } else { quoted.push(c) }
-    }
-    quoted
 }
 
 /// What a parser says, which may quote the file.
