@@ -1,6 +1,9 @@
 //! Tokenizers, streamed decoding and stop strings, against what the Python libraries make of the
 //! same input (`tools/make_text_golden.py`).
 
+#[path = "text/hostile.rs"]
+mod hostile;
+
 use std::path::Path;
 
 use proptest::prelude::*;

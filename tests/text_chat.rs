@@ -123,6 +123,7 @@ fn templates_run_in_bounds() {
         "{{% macro f() %}}{}{{% endmacro %}}{{% for i in range(100000) %}}{{% set x = f() %}}{{% endfor %}}",
         "y".repeat(100_000)
     );
+    let variables: String = (0..100).map(|i| format!("{{% set x{i} = 'x' * 4000000 %}}")).collect();
     for source in [
         doubling,
         &unrolled,
@@ -155,6 +156,25 @@ fn templates_run_in_bounds() {
         "{{ ('x' * 99999).replace('x', 'x' * 99999) }}",
         "{{ [1] | slice(999999999) | list }}",
         "{{ [1] | batch(999999999, 'x') | list }}",
+        // What one expression builds on the way.
+        "{{ ('x' * 90000000) | length }}",
+        "{{ (90000000 * 'x') | length }}",
+        "{% set x = 'x' * 1000 %}{{ (x * 1000 * 1000) | length }}",
+        "{% set x = 'x' * 4000000 %}{{ (x ~ x ~ x ~ x) | length }}",
+        "{% set x = 'x' * 4000000 %}{{ (x + x + x + x) | length }}",
+        "{% set x = 'x' * 4000000 %}{{ [x, x, x, x] | length }}",
+        "{% set x = 'x' * 4000000 %}{{ ([x] * 4) | length }}",
+        "{% set x = 'x' * 4000000 %}{{ (x | list) | length }}",
+        "{% set x = 'x' * 4000000 %}{{ (x | sort) | length }}",
+        "{% set x = 'x ' * 2000000 %}{{ x.split() | length }}",
+        "{{ (['x' * 1000000] * 100) | map('upper') | list | length }}",
+        "{{ (['x' * 1000] * 1000) | map('replace', 'x', 'x' * 1000) | list | length }}",
+        "{{ debug() }}",
+        &variables,
+        // What costs time and builds nothing.
+        "{% set x = 'x' * 4000000 %}{% set y = 'x' * 4000000 %}{% for i in range(99999) %}\
+         {% for j in range(99) %}{% if x == y and y == x and x <= y %}{% endif %}{% endfor %}\
+         {% endfor %}",
     ] {
         let start = std::time::Instant::now();
         let shown = &source[..source.len().min(120)];
@@ -173,6 +193,29 @@ fn templates_run_in_bounds() {
     assert!(template(&format!("{{{{ {deep} }}}}")).is_err());
     assert!(template(&"{% if x %}".repeat(50_000)).is_err());
     assert!(template(&"x".repeat(2 << 20)).is_err());
+    // The parser and the compiler of minijinja recurse on these without a limit.
+    for source in [
+        format!("{{{{ {}1 }}}}", "-".repeat(100_000)),
+        format!("{{{{ {}a }}}}", "not ".repeat(100_000)),
+        format!("{{{{ a{} }}}}", " ~ a".repeat(100_000)),
+        format!("{{{{ a{} }}}}", ".a".repeat(100_000)),
+        format!("{{{{ a{} }}}}", "|trim".repeat(100_000)),
+        format!("{{{{ a{} }}}}", " if a else a".repeat(50_000)),
+        format!("{{% if a %}}{}{{% endif %}}", "{% elif a %}".repeat(50_000)),
+        format!("{{% filter trim{} %}}{{% endfilter %}}", "|trim".repeat(100_000)),
+        format!("{{% set x | trim{} %}}{{% endset %}}", "|trim".repeat(100_000)),
+        format!("{{% for a in b if {}c %}}{{% endfor %}}", "not ".repeat(100_000)),
+        format!("{{% macro f(a={}1) %}}{{% endmacro %}}", "-".repeat(100_000)),
+        format!("{{% call f({}1) %}}{{% endcall %}}", "-".repeat(100_000)),
+        format!("{{% do f({}1) %}}", "-".repeat(100_000)),
+        format!("{{% include {}1 %}}", "-".repeat(100_000)),
+    ] {
+        let message = template(&source).map(|_| ()).expect_err(&source[..40]).to_string();
+        assert!(
+            message.ends_with("line 1: an expression that is too long or too deep"),
+            "{message}"
+        );
+    }
     // A long conversation is far from the limits.
     let golden = golden();
     let source = golden["templates"]["llama3-tools"]["source"].as_str().unwrap();

@@ -1,40 +1,61 @@
-//! The limits on what a template can build.
+//! The limits on what a template can build, and on its time.
 //!
-//! minijinja counts instructions and has no limit on memory, so everything that can multiply a
-//! size goes through here: what is printed or captured, what is kept ([`jinja`] puts the filters
-//! there), and the filters and methods whose result can be far larger than their arguments.
+//! minijinja counts instructions and has no limit on memory, so everything that can build
+//! something large goes through here: what is printed or captured, what expressions build
+//! ([`expression`] puts the functions and filters of this module there), and the filters and methods
+//! whose result can be far larger than their arguments. All of it is counted and never given back,
+//! so that the sum of what is alive is bounded too.
 
 use std::cell::Cell;
 use std::io;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use minijinja::formatting::FormatStyle;
-use minijinja::value::{Kwargs, Rest, StringInput, ValueKind};
-use minijinja::{Environment, Error, ErrorKind, State, Value};
+use minijinja::value::{Kwargs, Rest, StringInput, ValueKind, ValueOrKwargs};
+use minijinja::{Environment, Error, ErrorKind, State, UndefinedBehavior, Value};
 
-use super::{jinja, pythonic};
+use super::{expression, jinja, pythonic};
 
-/// Bytes of the rendered text, and of any one value. A context of 128 k tokens is about 0.5 MB.
-pub(super) const MAX_BYTES: usize = 16 << 20;
-/// Bytes printed or captured in all.
-const MAX_PRINTED: usize = 8 * MAX_BYTES;
+/// Bytes of the rendered text, and of any one value as it would be printed. A context of 128 k
+/// tokens is about 0.5 MB.
+pub(super) const MAX_BYTES: usize = 8 << 20;
+/// Bytes that one rendering builds, prints and captures in all.
+const MAX_BUILT: usize = 4 * MAX_BYTES;
+/// The longest time that a rendering takes; usual ones take milliseconds.
+const MAX_TIME: Duration = Duration::from_secs(10);
+/// Bytes of memory that a value takes in a list or a mapping.
+const VALUE: usize = 24;
 /// Digits that a width or a precision in a format may have.
 const MAX_FORMAT_DIGITS: usize = 4;
 
 thread_local! {
-    /// Bytes printed or captured by the rendering that runs on this thread.
-    static PRINTED: Cell<usize> = const { Cell::new(0) };
+    /// Bytes built, printed or captured by the rendering that runs on this thread.
+    static BUILT: Cell<usize> = const { Cell::new(0) };
+    /// When it began.
+    static BEGUN: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
 /// Puts the limits into an environment.
 pub(super) fn install(environment: &mut Environment<'static>) {
     environment.set_unknown_method_callback(|state, value, method, args| {
         check_method(value, method, args)?;
-        bound(pythonic::method(state, value, method, args)?)
+        pythonic::method(state, value, method, args)
     });
     environment.set_formatter(|out, _, value| {
         let mut printing = Printing(out);
-        std::fmt::Write::write_fmt(&mut printing, format_args!("{value}")).map_err(|_| too_large())
+        std::fmt::Write::write_fmt(&mut printing, format_args!("{value}"))
+            .map_err(|_| tick(()).and_then(|()| build(0)).err().unwrap_or_else(too_large))
     });
+    // It prints all variables, which is no use to a chat and has no bound.
+    environment.remove_global("debug");
+    environment.add_function(expression::JOINED, joined);
+    environment.add_function(expression::ADDED, added);
+    environment.add_function(expression::MULTIPLIED, multiplied);
+    environment.add_filter(expression::MADE, made);
+    environment.add_filter(expression::TICK, tick::<Value>);
+    environment.add_filter(expression::ITEMS, items);
+    environment.add_filter("map", map);
     environment.add_filter("replace", replace);
     environment.add_filter("join", join);
     environment.add_filter("indent", indent);
@@ -44,15 +65,16 @@ pub(super) fn install(environment: &mut Environment<'static>) {
     });
     environment.add_filter("batch", batch);
     environment.add_filter("slice", slice);
-    environment.add_filter(jinja::BOUNDED, bound);
     environment.add_filter(jinja::LOOP, |items: Value, literal: usize| {
+        let items = self::items(items)?;
         let count = items.len().unwrap_or_else(|| items.try_iter().map_or(0, Iterator::count));
-        print(count.saturating_mul(literal))?;
-        bound(items)
+        build(count.saturating_mul(literal))?;
+        measure(&items, &mut { MAX_BYTES }, 0)?;
+        Ok::<_, Error>(items)
     });
     environment.add_filter(jinja::FRAME, |arguments: Value, literal: usize| {
-        print(literal)?;
-        bound(arguments)
+        build(literal)?;
+        tick(arguments)
     });
 }
 
@@ -68,22 +90,128 @@ fn check_size(bytes: usize) -> Result<(), Error> {
     if bytes > MAX_BYTES { Err(too_large()) } else { Ok(()) }
 }
 
-/// Counts bytes that are about to be printed or captured.
-fn print(bytes: usize) -> Result<(), Error> {
-    let printed = PRINTED.get().saturating_add(bytes);
-    PRINTED.set(printed);
-    if printed > MAX_PRINTED { Err(too_large()) } else { Ok(()) }
+/// Counts bytes that are about to be built, printed or captured.
+fn build(bytes: usize) -> Result<(), Error> {
+    let built = BUILT.get().saturating_add(bytes);
+    BUILT.set(built);
+    if built > MAX_BUILT { Err(too_large()) } else { Ok(()) }
 }
 
-/// Lets a value pass that is not too large.
-fn bound(value: Value) -> Result<Value, Error> {
+/// Lets a value pass while there is time.
+fn tick<T>(value: T) -> Result<T, Error> {
+    match BEGUN.get() {
+        Some(begun) if begun.elapsed() > MAX_TIME => {
+            Err(fail(format!("the template runs longer than {} s", MAX_TIME.as_secs())))
+        }
+        _ => Ok(value),
+    }
+}
+
+/// Counts a value that has been built: the text, or the list without what is in it, which has been
+/// counted before.
+fn made(value: Value) -> Result<Value, Error> {
+    build(own_size(&value))?;
     measure(&value, &mut { MAX_BYTES }, 0)?;
-    Ok(value)
+    tick(value)
+}
+
+fn own_size(value: &Value) -> usize {
+    match value.as_str() {
+        Some(text) => text.len(),
+        None => value.len().unwrap_or(0).saturating_mul(VALUE),
+    }
+}
+
+/// Counts the characters of a string over which a filter goes one by one.
+fn items(value: Value) -> Result<Value, Error> {
+    if let Some(text) = value.as_str() {
+        build(text.len().saturating_mul(VALUE))?;
+    }
+    tick(value)
+}
+
+/// `a ~ b ~ …`
+fn joined(parts: Rest<Value>) -> Result<String, Error> {
+    let mut left = MAX_BYTES;
+    for part in parts.iter() {
+        measure(part, &mut left, 0)?;
+    }
+    build(MAX_BYTES - left)?;
+    let mut text = String::new();
+    for part in parts.iter() {
+        match part.as_str() {
+            Some(part) => text.push_str(part),
+            None => text.push_str(&part.to_string()),
+        }
+    }
+    tick(text)
+}
+
+/// `a + b + …`, from the left.
+fn added(parts: Rest<Value>) -> Result<Value, Error> {
+    let bytes = parts.iter().fold(0_usize, |sum, part| sum.saturating_add(own_size(part)));
+    check_size(bytes)?;
+    build(bytes)?;
+    if let Some(texts) = parts.iter().map(Value::as_str).collect::<Option<Vec<&str>>>() {
+        return tick(Value::from(texts.concat()));
+    }
+    let mut parts = parts.iter();
+    let mut sum = parts.next().cloned().unwrap_or_default();
+    for part in parts {
+        sum = match (sum.is_integer(), i64::try_from(sum.clone()), i64::try_from(part.clone())) {
+            (true, Ok(a), Ok(b)) if part.is_integer() && a.checked_add(b).is_some() => {
+                Value::from(a + b)
+            }
+            _ => evaluate("a + b", sum, part.clone())?,
+        };
+    }
+    measure(&sum, &mut { MAX_BYTES }, 0)?;
+    tick(sum)
+}
+
+/// `a * b`
+fn multiplied(a: Value, b: Value) -> Result<Value, Error> {
+    // Of two numbers the result is a number.
+    let (size, count) = match own_size(&a) {
+        0 => (own_size(&b), &a),
+        size => (size, &b),
+    };
+    let bytes = size.saturating_mul(usize::try_from(count.clone()).unwrap_or(0));
+    check_size(bytes)?;
+    build(bytes)?;
+    let product = evaluate("a * b", a, b)?;
+    measure(&product, &mut { MAX_BYTES }, 0)?;
+    tick(product)
+}
+
+/// What minijinja makes of an operator.
+fn evaluate(expression: &str, a: Value, b: Value) -> Result<Value, Error> {
+    static PLAIN: OnceLock<Environment<'static>> = OnceLock::new();
+    let environment = PLAIN.get_or_init(|| {
+        let mut environment = Environment::empty();
+        environment.set_undefined_behavior(UndefinedBehavior::Lenient);
+        environment
+    });
+    environment.compile_expression(expression)?.eval(minijinja::context! { a, b })
+}
+
+/// One item at a time, because what is made of each can be large.
+fn map(state: &mut State, list: Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    let mut mapped = Vec::new();
+    for item in list.try_iter()? {
+        let args = Rest(args.to_vec());
+        for value in minijinja::filters::map(state, Value::from(vec![item]), args)? {
+            build(VALUE + own_size(&value))?;
+            mapped.push(value);
+        }
+        tick(())?;
+    }
+    Ok(Value::from(mapped))
 }
 
 /// Subtracts the size of a value, counted as often as it would be printed.
 fn measure(value: &Value, left: &mut usize, depth: usize) -> Result<(), Error> {
-    let size = 8 + value.as_str().map_or(0, str::len);
+    let size = VALUE + value.as_str().map_or(0, str::len);
     *left = left.checked_sub(size).ok_or_else(too_large)?;
     // A namespace can hold itself; no template prints what is this deep.
     if depth > 64 {
@@ -149,6 +277,13 @@ fn check_method(value: &Value, method: &str, args: &[Value]) -> Result<(), Error
         ("replace", Some(from), Some(to)) => check_replace(text, from, to),
         ("join", _, _) if !args.is_empty() => check_join(&args[0], text),
         ("format", _, _) => check_format(text, '{', args),
+        ("split" | "rsplit", Some(by), _) if !by.is_empty() => {
+            build(text.matches(by).count().saturating_mul(VALUE).saturating_add(text.len()))
+        }
+        ("split" | "rsplit" | "splitlines", _, _) => {
+            let spaces = text.chars().filter(|c| c.is_whitespace()).count();
+            build(spaces.saturating_mul(VALUE).saturating_add(text.len()))
+        }
         _ => Ok(()),
     }
 }
@@ -205,7 +340,8 @@ pub(super) struct Limited(Vec<u8>);
 impl Limited {
     /// The output of a rendering that begins on this thread.
     pub(super) fn start() -> Self {
-        PRINTED.set(0);
+        BUILT.set(0);
+        BEGUN.set(Some(Instant::now()));
         Self(Vec::new())
     }
 
@@ -233,7 +369,7 @@ struct Printing<'o, 'w>(&'o mut minijinja::Output<'w>);
 
 impl std::fmt::Write for Printing<'_, '_> {
     fn write_str(&mut self, text: &str) -> std::fmt::Result {
-        print(text.len()).map_err(|_| std::fmt::Error)?;
+        build(text.len()).and_then(tick).map_err(|_| std::fmt::Error)?;
         self.0.write_str(text)
     }
 }

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Map;
 
 use super::bounds::{self, MAX_BYTES, fail};
+use super::expression::Refused;
 use super::{jinja, pythonic};
 use crate::caught::caught;
 use crate::error::{LoadError, SubmitError};
@@ -122,11 +123,20 @@ impl ChatTemplate {
         if source.len() > MAX_SOURCE {
             return Err(bad(format!("{} bytes, more than {MAX_SOURCE}", source.len())));
         }
-        let source = jinja::rewrite(source);
+        let rewritten = caught(|| jinja::rewrite(source));
+        let Ok(jinja::Rewritten { source, refused }) = rewritten else {
+            return Err(bad("a template that makes the compiler fail".to_owned()));
+        };
+        if let Some((line, Refused::TooLarge)) = refused {
+            return Err(bad(format!("line {line}: an expression that is too long or too deep")));
+        }
         let compiled = caught(|| {
             let mut environment = environment(Arc::new(clock));
             environment.add_template_owned("chat_template", source).map(|()| environment)
         });
+        if let (Ok(Ok(_)), Some((line, _))) = (&compiled, refused) {
+            return Err(bad(format!("line {line}: an expression that cannot be checked")));
+        }
         match compiled {
             Ok(Ok(environment)) => Ok(Self {
                 environment: Arc::new(environment),
@@ -150,10 +160,8 @@ impl ChatTemplate {
     /// Renders a conversation.
     ///
     /// The template runs within limits, so that a broken one ends in an error: 10 million
-    /// instructions; 16 MiB for the text and for each value that it keeps in a variable, a macro's
-    /// arguments or a loop, and that a filter or method makes; 128 MiB printed or captured in all; a
-    /// recursion limit. What the operators of one expression build on the way (`'x' * 90000000 ~ …`)
-    /// is bounded by minijinja's 100 MB for each repetition and by the length of the template.
+    /// instructions and 10 seconds; 8 MiB for the text and for each value that an expression builds;
+    /// 32 MiB built, printed or captured in all; a recursion limit.
     ///
     /// # Errors
     ///

@@ -22,6 +22,11 @@ const SUPPORTED: &str = "ByteLevel, Replace, ByteFallback, Fuse, Strip, Metaspac
                          them in an order that can be streamed";
 const REPLACEMENT: &str = "\u{FFFD}";
 
+/// Published tokenizers have up to 5.
+const MAX_STAGES: usize = 32;
+/// Decoders that each make a token longer multiply.
+const MAX_GROWTH: usize = 256;
+
 /// One stage. `fused` means that all text before it counts as one token.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Stage {
@@ -53,6 +58,17 @@ pub(super) fn stages(file: &Path, decoder: Option<&Value>) -> Result<Arc<[Stage]
     match decoder {
         None | Some(Value::Null) => out.push(Stage::Join),
         Some(decoder) => read_stage(file, decoder, &mut false, &mut out, 0)?,
+    }
+    let growth = out.iter().fold(1_usize, |growth, stage| match stage {
+        Stage::Replace { from, to } => growth.saturating_mul(to.len().div_ceil(from.len()).max(1)),
+        _ => growth,
+    });
+    if out.len() > MAX_STAGES || growth > MAX_GROWTH {
+        let expected = format!(
+            "at most {MAX_STAGES} decoders, that make a token at most {MAX_GROWTH} times longer"
+        );
+        let found = format!("{}, that can make it {growth} times longer", out.len());
+        return Err(LoadError::invalid(file, "decoder", expected, found));
     }
     Ok(out.into())
 }

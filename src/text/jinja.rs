@@ -2,32 +2,49 @@
 //!
 //! - `{% generation %}` is an extension of transformers that marks what the assistant said, for
 //!   training. It becomes `{% with %}`, which prints its body and nothing else.
-//! - minijinja counts instructions but not memory, and one instruction can double a string. So what
-//!   a template can *keep* goes through a filter that looks at its size ([`BOUNDED`]), and literal
-//!   text that is printed repeatedly is paid for by the loop or macro that repeats it ([`LOOP`],
-//!   [`FRAME`]), because minijinja does not show literal text to anyone when it is captured.
+//! - minijinja counts instructions but neither memory nor time, and one instruction can double a
+//!   string. So every expression is rewritten to pass checks ([`expression`]), and literal text that
+//!   is printed repeatedly is paid for by the loop or macro that repeats it ([`LOOP`], [`FRAME`]),
+//!   because minijinja does not show literal text to anyone when it is captured.
 //!
 //! Nothing is printed, no line is added and whitespace control is kept, so a template renders as
-//! before and an error names the right line. What cannot be understood is left as it is: the
-//! compiler will say what is wrong with it.
+//! before and an error names the right line. What cannot be understood is left as it is and marked:
+//! the compiler will say what is wrong with it, and if it does not, the template is refused.
 
-/// Filter: returns its value, or an error if that is too large.
-pub(super) const BOUNDED: &str = "trine_bounded";
-/// Filter over the items of a loop: [`BOUNDED`], and pays for the literal text of the body.
+use super::expression::{self, Refused};
+
+/// Filter over the items of a loop: checks their size and pays for the literal text of the body.
 pub(super) const LOOP: &str = "trine_loop";
 /// Filter over the arguments of a macro: the same for a call.
 pub(super) const FRAME: &str = "trine_frame";
 
-/// The rewritten template.
-pub(super) fn rewrite(source: &str) -> String {
-    let mut writer = Writer { pieces: Vec::new(), open: Vec::new() };
+/// Branches of all `{% if %}`, on each of which the parser recurses.
+const MAX_ELIF: usize = 300;
+/// Characters that can be operators in a statement that is left as it is.
+const MAX_SIGNS: usize = 100;
+
+/// A rewritten template.
+pub(super) struct Rewritten {
+    pub(super) source: String,
+    /// The first expression that was left as it is: its line and why.
+    pub(super) refused: Option<(usize, Refused)>,
+}
+
+/// Rewrites a template.
+pub(super) fn rewrite(source: &str) -> Rewritten {
+    let mut writer =
+        Writer { pieces: Vec::new(), open: Vec::new(), elifs: 0, line: 1, refused: None };
     let mut rest = source;
     while let Some(start) = rest.find('{') {
         let (text, tag) = rest.split_at(start);
         writer.text(text);
+        let before = rest.len();
         rest = match tag.as_bytes().get(1) {
             Some(b'#') => writer.copy(tag, tag.find("#}").map(|end| end + 2)),
-            Some(b'{') => writer.copy(tag, end_of(&tag[2..], "}}").map(|end| end + 4)),
+            Some(b'{') => match end_of(&tag[2..], "}}") {
+                Some(end) => writer.print(tag, end + 2),
+                None => writer.copy(tag, None),
+            },
             Some(b'%') => match end_of(&tag[2..], "%}") {
                 Some(end) => writer.statement(tag, end + 2),
                 None => writer.copy(tag, None),
@@ -37,17 +54,22 @@ pub(super) fn rewrite(source: &str) -> String {
                 &tag[1..]
             }
         };
+        let read = &source[source.len() - before..source.len() - rest.len()];
+        writer.line += read.matches('\n').count();
     }
     writer.text(rest);
     while !writer.open.is_empty() {
         writer.close();
     }
-    writer.pieces.concat()
+    Rewritten { source: writer.pieces.concat(), refused: writer.refused }
 }
 
 struct Writer {
     pieces: Vec<String>,
     open: Vec<Open>,
+    elifs: usize,
+    line: usize,
+    refused: Option<(usize, Refused)>,
 }
 
 /// A loop or macro whose body is being read.
@@ -87,20 +109,54 @@ impl Writer {
         self.pieces.push(text.to_owned());
     }
 
+    /// An expression with its checks; as it is if it cannot be rewritten.
+    fn checked(
+        &mut self,
+        rewrite: fn(&str) -> Result<String, Refused>,
+        expression: &str,
+    ) -> String {
+        rewrite(expression).unwrap_or_else(|refused| {
+            self.refused.get_or_insert((self.line, refused));
+            expression.to_owned()
+        })
+    }
+
+    fn expression(&mut self, expression: &str) -> String {
+        self.checked(expression::rewrite, expression)
+    }
+
+    /// `target = value` with the value checked; `at` is where the `=` is.
+    fn assignment(&mut self, assignment: &str, at: usize) -> String {
+        let (target, value) = assignment.split_at(at);
+        format!("{target}={}", self.expression(&value[1..]))
+    }
+
+    /// Assignments and names that commas separate.
+    fn assignments(&mut self, list: &str) -> String {
+        let parts: Vec<String> = split_top(list)
+            .into_iter()
+            .map(|part| match find_top(part, |at| is_assignment(part, at)) {
+                Some(at) => self.assignment(part, at),
+                None => part.to_owned(),
+            })
+            .collect();
+        parts.join(",")
+    }
+
+    /// Writes `{{ … }}`; `end` is where its `}}` is.
+    fn print<'s>(&mut self, tag: &'s str, end: usize) -> &'s str {
+        let (head, inner, tail) = signs(&tag[2..end]);
+        let inner = self.expression(inner);
+        self.piece(&format!("{{{{{head}{inner}{tail}}}}}"));
+        &tag[end + 2..]
+    }
+
     /// Writes `{% … %}`; `end` is where its `%}` is.
     fn statement<'s>(&mut self, tag: &'s str, end: usize) -> &'s str {
         let rest = &tag[end + 2..];
-        let mut inner = &tag[2..end];
-        let mut head = String::from("{%");
-        if let Some(sign) = inner.chars().next().filter(|c| matches!(c, '-' | '+')) {
-            head.push(sign);
-            inner = &inner[1..];
-        }
-        let mut tail = String::from("%}");
-        if let Some(sign) = inner.chars().last().filter(|c| matches!(c, '-' | '+')) {
-            tail.insert(0, sign);
-            inner = &inner[..inner.len() - 1];
-        }
+        let (sign, inner, tail) = signs(&tag[2..end]);
+        let head = format!("{{%{sign}");
+        let tail = format!("{tail}%}}");
         let trimmed = inner.trim_start();
         let word_end = trimmed.find(|c: char| !is_word(c)).unwrap_or(trimmed.len());
         let (word, body) = trimmed.split_at(word_end);
@@ -117,34 +173,62 @@ impl Writer {
                 return &rest[body..];
             }
             "set" => match find_top(body, |at| is_assignment(body, at)) {
-                Some(at) => self.piece(&format!("{before}set{}", bounded(body, at))),
-                None => self.piece(inner),
+                Some(at) => {
+                    let assignment = self.assignment(body, at);
+                    self.piece(&format!("{before}set{assignment}"));
+                }
+                None => self.unknown(inner),
             },
             "with" => {
-                let parts: Vec<String> = split_top(body)
-                    .into_iter()
-                    .map(|part| match find_top(part, |at| is_assignment(part, at)) {
-                        Some(at) => bounded(part, at),
-                        None => part.to_owned(),
-                    })
-                    .collect();
-                self.piece(&format!("{before}with{}", parts.join(",")));
+                let assignments = self.assignments(body);
+                self.piece(&format!("{before}with{assignments}"));
+            }
+            "if" | "elif" => {
+                self.elifs += usize::from(word == "elif");
+                if self.elifs > MAX_ELIF {
+                    self.refused.get_or_insert((self.line, Refused::TooLarge));
+                }
+                let condition = self.expression(body);
+                self.piece(&format!("{before}{word}{condition}"));
             }
             "for" => match find_top(body, |at| is_keyword(body, at, "in")) {
                 Some(at) => {
                     let (target, items) = body.split_at(at + 2);
                     let stop =
                         |at| is_keyword(items, at, "if") || is_keyword(items, at, "recursive");
-                    let (items, condition) =
+                    let (items, mut condition) =
                         items.split_at(find_top(items, stop).unwrap_or(items.len()));
+                    let items = self.expression(items);
                     self.piece(&format!("{before}for{target} ({items})|{LOOP}("));
                     self.open();
-                    self.piece(&format!(") {condition}"));
+                    self.piece(") ");
+                    if let Some(test) = condition.strip_prefix("if") {
+                        let end = find_top(test, |at| is_keyword(test, at, "recursive"));
+                        let (test, recursive) = test.split_at(end.unwrap_or(test.len()));
+                        let test = self.expression(test);
+                        self.piece(&format!("if{test}"));
+                        condition = recursive;
+                    }
+                    self.piece(condition);
                 }
-                None => self.piece(inner),
+                None => self.unknown(inner),
             },
             "macro" | "call" => {
-                self.piece(inner);
+                let open =
+                    body.find('(').filter(|&at| word == "macro" || body[..at].trim().is_empty());
+                let close = open.and_then(|at| Some(at + 1 + end_of(&body[at + 1..], ")")?));
+                let (list, called) = match (open, close) {
+                    (Some(open), Some(close)) => {
+                        let defaults = self.assignments(&body[open + 1..close]);
+                        (format!("{}({defaults})", &body[..open]), &body[close + 1..])
+                    }
+                    _ => (String::new(), body),
+                };
+                let called = match word {
+                    "call" => self.checked(expression::rewrite_call, called),
+                    _ => called.to_owned(),
+                };
+                self.piece(&format!("{before}{word}{list}{called}"));
                 self.piece(&tail);
                 // A second tag directly behind takes over how whitespace is treated.
                 let names = parameters(body);
@@ -152,21 +236,36 @@ impl Writer {
                 self.open();
                 self.piece(") ");
             }
+            "do" => {
+                let called = self.checked(expression::rewrite_call, body);
+                self.piece(&format!("{before}do{called}"));
+            }
             "endfor" | "endmacro" | "endcall" => {
                 self.close();
                 self.piece(inner);
             }
-            _ => self.piece(inner),
+            _ => self.unknown(inner),
         }
         self.piece(&tail);
         rest
     }
+
+    /// A statement that is left as it is.
+    fn unknown(&mut self, inner: &str) {
+        let signs = inner.bytes().filter(|b| b"|.~+-*([<".contains(b)).count();
+        if signs + inner.matches("not").count() > MAX_SIGNS {
+            self.refused.get_or_insert((self.line, Refused::TooLarge));
+        }
+        self.piece(inner);
+    }
 }
 
-/// `target = value` with the value bounded; `at` is where the `=` is.
-fn bounded(assignment: &str, at: usize) -> String {
-    let (target, value) = assignment.split_at(at);
-    format!("{target}= ({})|{BOUNDED} ", &value[1..])
+/// The signs for whitespace control around the inside of a tag, and what is between them.
+fn signs(inner: &str) -> (&str, &str, &str) {
+    let sign = |c: char| matches!(c, '-' | '+');
+    let (head, inner) = inner.split_at(usize::from(inner.starts_with(sign)));
+    let (inner, tail) = inner.split_at(inner.len() - usize::from(inner.ends_with(sign)));
+    (head, inner, tail)
 }
 
 /// The names of the parameters of a macro or call block as a tuple of variables.
@@ -268,32 +367,42 @@ mod tests {
         let cases = [
             ("a { b", "a { b"),
             ("{{ '}}' }}{# {% generation %} #}", "{{ '}}' }}{# {% generation %} #}"),
+            ("{{- a ~ b -}}", "{{- trine_joined( a , b )-}}"),
             ("{%- generation -%}x{% endgeneration %}", "{%- with -%}x{% endwith %}"),
             ("{% raw %}{% generation %}{% endraw %}", "{% raw %}{% generation %}{% endraw %}"),
             ("{% set x %}", "{% set x %}"),
-            ("{% set x = a == b -%}", "{% set x = ( a == b )|trine_bounded -%}"),
+            ("{% set x = a == b -%}", "{% set x =(( a == b)|trine_tick) -%}"),
+            ("{% set n.x = ',=' if a else b %}", "{% set n.x = ',=' if a else b %}"),
+            ("{% set a, b = 1, 2 %}", "{% set a, b = 1, 2 %}"),
+            ("{% if a|trim %}{% elif b %}", "{% if a|trim|trine_made %}{% elif b %}"),
             (
-                "{% set n.x = ',=' if a else f(b=1) %}",
-                "{% set n.x = ( ',=' if a else f(b=1) )|trine_bounded %}",
+                "{% for a, b in x.items() if 'in' in a recursive %}12{% endfor %}",
+                "{% for a, b in ((( x.items())|trine_made) )|trine_loop(2) \
+                 if(( 'in' in a)|trine_tick) recursive %}12{% endfor %}",
             ),
             (
-                "{% for a, b in x.items() if 'in' in a %}12{% endfor %}",
-                "{% for a, b in ( x.items() )|trine_loop(2) if 'in' in a %}12{% endfor %}",
+                "{% macro f(a, b='(' ~ a) -%} x {%- endmacro %}",
+                "{% macro f(a, b= trine_joined('(' , a)) -%}\
+                 {% set trine_frame_arguments = (a,b,)|trine_frame(3) -%} x {%- endmacro %}",
             ),
             (
-                "{% macro f(a, b='(') -%} x {%- endmacro %}",
-                "{% macro f(a, b='(') -%}{% set trine_frame_arguments = (a,b,)|trine_frame(3) -%} x \
-                 {%- endmacro %}",
+                "{% call(x) f(1 + 2) %}y{% endcall %}",
+                "{% call(x) f( trine_added(1 , 2)) %}\
+                 {% set trine_frame_arguments = (x,)|trine_frame(1) %}y{% endcall %}",
             ),
-            (
-                "{% with a = 1, b = [2, 3] %}",
-                "{% with a = ( 1)|trine_bounded , b = ( [2, 3] )|trine_bounded %}",
-            ),
+            ("{% with a = 1, b = [2, 3] %}", "{% with a = 1, b =(( [2, 3])|trine_made) %}"),
             ("{% if x", "{% if x"),
-            ("{{ {'a': {'b': 1}} }}", "{{ {'a': {'b': 1}} }}"),
+            ("{{ {'a': {'b': 1}}.a }}", "{{(( {'a':(( {'b': 1})|trine_made)})|trine_made).a }}"),
         ];
         for (source, expected) in cases {
-            assert_eq!(rewrite(source), expected, "{source}");
+            let rewritten = rewrite(source);
+            assert_eq!(rewritten.source, expected, "{source}");
+            assert_eq!(rewritten.refused, None, "{source}");
         }
+        assert_eq!(rewrite("a\n{{ b c }}").refused, Some((2, Refused::Unclear)));
+        let branches = "{% elif a %}".repeat(1000);
+        assert_eq!(rewrite(&branches).refused, Some((1, Refused::TooLarge)));
+        let filters = format!("{{% filter {} %}}", "trim|".repeat(1000));
+        assert_eq!(rewrite(&filters).refused, Some((1, Refused::TooLarge)));
     }
 }

@@ -7,7 +7,9 @@
 mod bounds;
 pub mod chat;
 mod control;
+mod declared;
 mod decoder;
+mod expression;
 mod jinja;
 mod pythonic;
 mod stop;

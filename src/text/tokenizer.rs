@@ -13,7 +13,6 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use serde::Deserialize;
 use tokenizers::{
     AddedToken, AddedVocabulary, Encoding, Model, OffsetReferential, OffsetType, PostProcessor,
     PreTokenizer, Token,
@@ -21,6 +20,7 @@ use tokenizers::{
 
 use super::chat::{ChatOptions, ChatTemplate, Message};
 use super::control::ControlTexts;
+use super::declared::{Declared, DeclaredToken};
 use super::decoder::{self, Detokenizer, Stage};
 use crate::caught::caught;
 use crate::error::{LoadError, SubmitError};
@@ -99,27 +99,6 @@ struct Inner {
     vocabulary: usize,
 }
 
-/// The parts of the file that the crate does not show or does not check.
-#[derive(Deserialize)]
-struct Declared {
-    #[serde(default)]
-    added_tokens: Vec<DeclaredToken>,
-    decoder: Option<serde_json::Value>,
-    model: DeclaredModel,
-}
-
-#[derive(Deserialize)]
-struct DeclaredToken {
-    id: u32,
-    content: String,
-}
-
-#[derive(Deserialize)]
-struct DeclaredModel {
-    dropout: Option<f64>,
-    continuing_subword_prefix: Option<String>,
-}
-
 impl Tokenizer {
     /// Reads a `tokenizer.json`. `file` is only for messages.
     ///
@@ -147,7 +126,7 @@ impl Tokenizer {
         };
         let declared: Declared =
             serde_json::from_slice(bytes).map_err(|error| bad(error.to_string()))?;
-        check_model(file, &declared.model)?;
+        declared.check(file)?;
         // The crate indexes and unwraps in places (merges longer than any token, for one), so a
         // hostile file can make it panic. Nothing of its state survives the panic.
         let read = caught(|| tokenizers::Tokenizer::from_bytes(bytes));
@@ -379,21 +358,6 @@ fn white_space(text: &str) -> usize {
 fn looks_like_control(text: &str) -> bool {
     let inside = |open, close| text.starts_with(open) && text.ends_with(close);
     text.len() > 2 && (inside('<', '>') || inside('[', ']'))
-}
-
-fn check_model(file: &Path, model: &DeclaredModel) -> Result<(), LoadError> {
-    if model.dropout.is_some_and(|dropout| dropout != 0.0) {
-        let found = "random merges (dropout)".to_owned();
-        return Err(LoadError::unsupported(file, "model.dropout", found, "null or 0"));
-    }
-    // WordPiece has a prefix too, and no decoder for it is supported; in BPE the crate cuts a
-    // prefix off merges without looking whether it is there.
-    if model.continuing_subword_prefix.as_deref().is_some_and(|prefix| !prefix.is_empty()) {
-        let found = "a prefix for continued words".to_owned();
-        let field = "model.continuing_subword_prefix";
-        return Err(LoadError::unsupported(file, field, found, "null or an empty string"));
-    }
-    Ok(())
 }
 
 /// The id of BOS or EOS, which is made special if the file forgot to.
