@@ -84,7 +84,7 @@ fn paths() {
         "FOLDER/config.json: cannot be read: there is no such file"
     );
 
-    fs::write(at("model.bin"), b"").expect("written");
+    fs::write(at("model.bin"), b"?").expect("written");
     assert_eq!(
         sentence(&at("model.bin")),
         "FOLDER/model.bin: format: this kind of file is not supported; supported: a folder with \

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
+use super::foreign;
 use crate::error::LoadError;
 use crate::tensor::SharedBytes;
 
@@ -46,7 +47,8 @@ impl Files {
     /// Whether there is something of that name.
     pub(crate) fn has(&self, name: &str) -> bool {
         match self {
-            Self::Folder(folder) => folder.join(name).exists(),
+            // A link that leads nowhere is something, and an error when it is opened.
+            Self::Folder(folder) => fs::symlink_metadata(folder.join(name)).is_ok(),
             Self::Memory { files, .. } => files.iter().any(|(file, _)| file == name),
         }
     }
@@ -96,13 +98,11 @@ impl Files {
         }
         String::from_utf8(bytes).map(Some).map_err(|e| {
             let at = e.utf8_error().valid_up_to();
-            let byte = e.as_bytes()[at];
-            LoadError::invalid(
-                &path,
-                "encoding",
-                "UTF-8 text",
-                format!("byte 0x{byte:02x} at offset {at}"),
-            )
+            let found = match foreign::name(e.as_bytes()) {
+                Some(name) => name.to_owned(),
+                None => format!("byte 0x{:02x} at offset {at}", e.as_bytes()[at]),
+            };
+            LoadError::invalid(&path, "encoding", "UTF-8 text", found)
         })
     }
 }
@@ -112,13 +112,35 @@ pub(crate) fn missing(path: &Path) -> LoadError {
     LoadError::read(path, std::io::Error::new(ErrorKind::NotFound, "there is no such file"))
 }
 
+/// The first bytes of a file, which must be one and be there.
+pub(crate) fn head(path: &Path) -> Result<Vec<u8>, LoadError> {
+    let Some(file) = open_regular(path)? else { return Err(missing(path)) };
+    let mut bytes = Vec::new();
+    let most = foreign::HEAD as u64;
+    file.take(most).read_to_end(&mut bytes).map_err(|e| LoadError::read(path, e))?;
+    Ok(bytes)
+}
+
+/// The error of a path that leads to nothing, or to nothing that may be looked at.
+pub(crate) fn unreachable_file(path: &Path, error: std::io::Error) -> LoadError {
+    match fs::read_link(path) {
+        Ok(target) if error.kind() == ErrorKind::NotFound => {
+            let found = format!("a link to {}, which is not there", target.display());
+            LoadError::invalid(path, "kind", "a file", found)
+        }
+        _ => LoadError::read(path, error),
+    }
+}
+
 /// Opens a file; `None` if there is none. A folder, a pipe or a device is refused before it is
 /// opened, which could block.
 fn open_regular(path: &Path) -> Result<Option<File>, LoadError> {
     let kind = match fs::metadata(path) {
         Ok(metadata) => metadata.file_type(),
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(LoadError::read(path, e)),
+        Err(e) if e.kind() == ErrorKind::NotFound && fs::symlink_metadata(path).is_err() => {
+            return Ok(None);
+        }
+        Err(e) => return Err(unreachable_file(path, e)),
     };
     if !kind.is_file() {
         let found = if kind.is_dir() { "a folder" } else { "a pipe, socket or device" };

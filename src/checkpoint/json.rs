@@ -5,9 +5,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-pub(crate) use crate::error::quote;
-
+use super::foreign;
 use crate::error::LoadError;
+pub(crate) use crate::error::quote;
 
 /// Parses a file that must hold one JSON object. Of a key that is there twice the last value
 /// counts, as in Python: published configs have `quantization_config` twice.
@@ -15,7 +15,11 @@ pub(crate) fn parse_object(file: &Path, text: &str) -> Result<Map<String, Value>
     match serde_json::from_str(text) {
         Ok(Value::Object(map)) => Ok(map),
         Ok(other) => Err(LoadError::invalid(file, "JSON", "an object", describe(&other))),
-        Err(e) => Err(LoadError::invalid(file, "JSON", "an object", parser_error(&e))),
+        Err(e) => {
+            let foreign = foreign::name(text.as_bytes()).map(str::to_owned);
+            let found = foreign.unwrap_or_else(|| parser_error(&e));
+            Err(LoadError::invalid(file, "JSON", "an object", found))
+        }
     }
 }
 

@@ -11,6 +11,7 @@
 //! | module | what it reads |
 //! |---|---|
 //! | `files` | a folder, or named bytes in memory |
+//! | `foreign` | files of other formats, to name them |
 //! | `safetensors` | the container: headers, shards, named tensors |
 //! | `gguf`, `gguf_metadata`, `gguf_types` | the container GGUF: header, typed values, tensors |
 //! | `hf_config` | `config.json` |
@@ -22,6 +23,7 @@
 #[cfg(feature = "cli")]
 pub mod demo;
 mod files;
+mod foreign;
 mod generation_config;
 #[allow(dead_code, reason = "what reads weights and tokenizers through it comes next")]
 mod gguf;
@@ -69,16 +71,21 @@ pub struct Checkpoint {
 /// Opening checks the config, the names, types and shapes of all tensors, all scales and norms.
 /// The large tensors are checked when they are first read; [`Checkpoint::verify`] reads them all.
 pub fn open(path: &Path) -> Result<Checkpoint, LoadError> {
-    let metadata = std::fs::metadata(path).map_err(|e| LoadError::read(path, e))?;
+    let metadata = std::fs::metadata(path).map_err(|e| files::unreachable_file(path, e))?;
     if metadata.is_dir() {
         return open_files(Files::Folder(path.to_owned()));
+    }
+    if !metadata.is_file() {
+        let found = "a pipe, socket or device";
+        return Err(LoadError::invalid(path, "kind", "a file or a folder", found));
     }
     let supported =
         "a folder with config.json and model.safetensors, or a .safetensors file in one";
     let name = path.file_name().and_then(|name| name.to_str());
     let Some(name) = name.filter(|_| path.extension().is_some_and(|ext| ext == "safetensors"))
     else {
-        return Err(LoadError::unsupported(path, "format", "this kind of file", supported));
+        let found = foreign::name(&files::head(path)?).unwrap_or("this kind of file");
+        return Err(LoadError::unsupported(path, "format", found, supported));
     };
     // The parent of a bare file name is empty, which is no folder to any system call.
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty());

@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 
 use super::files::{Files, missing};
+use super::foreign;
 use super::json::{describe, parser_error, quote};
 use crate::error::LoadError;
 use crate::tensor::{FloatType, SharedBytes};
@@ -130,7 +131,14 @@ impl Tensors {
     }
 
     fn add(&mut self, file: &Arc<Path>, bytes: &SharedBytes) -> Result<(), LoadError> {
-        for tensor in read_header(file, bytes)? {
+        let tensors = read_header(file, bytes).map_err(|error| {
+            match foreign::name(bytes).filter(|_| !bytes.is_empty() && bytes.get(8) != Some(&b'{'))
+            {
+                Some(name) => LoadError::unsupported(file, "format", name, "safetensors"),
+                None => error,
+            }
+        })?;
+        for tensor in tensors {
             if let Some(first) = self.map.get(&tensor.name) {
                 return Err(tensor.wrong(
                     "one tensor of this name",

@@ -8,7 +8,7 @@ pub(crate) const CONFIG: &[Case] = &[
     (
         "an empty config",
         |base| replace(base, "config.json", b""),
-        "config.json: JSON: expected an object, found EOF *",
+        "config.json: JSON: expected an object, found an empty file",
     ),
     (
         "a config that is cut off",
