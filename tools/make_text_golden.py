@@ -1,4 +1,4 @@
-"""Writes the golden files of tests/text.rs and tests/text_chat.rs: what transformers, jinja2 and tokenizers make of the same input.
+"""Writes the golden files of tests/text/main.rs and tests/text_chat.rs: what transformers, jinja2 and tokenizers make of the same input.
 
 Run: python tools/make_text_golden.py [--check] (needs transformers 5, tokenizers 0.23, jinja2 >= 3.1.6)
 

@@ -16,7 +16,7 @@
 //! | `gguf`, `gguf_metadata`, `gguf_types` | the container GGUF: header, typed values, tensors |
 //! | `hf_config` | `config.json` |
 //! | `hf_weights`, `hf_layouts` | tensors by role; packed and float ternary matrices |
-//! | `tokenizer_files`, `generation_config` | text and sampling |
+//! | `tokenizer_files`, `gguf_tokenizer`, `generation_config` | text and sampling |
 //! | `demo` (feature `cli`) | the model that is part of the binary |
 //! | [`synthetic`] | nothing: random models of published shapes |
 
@@ -29,6 +29,7 @@ mod generation_config;
 mod gguf;
 #[allow(dead_code, reason = "what reads weights and tokenizers through it comes next")]
 mod gguf_metadata;
+mod gguf_tokenizer;
 #[allow(dead_code, reason = "what reads weights and tokenizers through it comes next")]
 mod gguf_types;
 mod hf_config;
@@ -42,6 +43,7 @@ pub mod synthetic;
 mod tokenizer_files;
 
 use std::path::Path;
+use std::sync::Arc;
 
 pub use files::Files;
 pub use generation_config::GenerationDefaults;
@@ -94,9 +96,36 @@ pub fn open(path: &Path) -> Result<Checkpoint, LoadError> {
     open_hf(files, (!whole).then_some(name))
 }
 
+/// Opens the tokenizer and the chat template of a checkpoint, without its weights: of a folder, or of
+/// a GGUF file, which need not have any weights.
+///
+/// # Errors
+///
+/// A [`LoadError`] that names the file and what is wrong in it.
+pub fn open_tokenizer(path: &Path) -> Result<TokenizerFiles, LoadError> {
+    let metadata = std::fs::metadata(path).map_err(|e| LoadError::read(path, e))?;
+    if metadata.is_dir() {
+        return tokenizer_files::read(&Files::Folder(path.to_owned()));
+    }
+    let (files, name) = file_in_folder(path)?;
+    let gguf = gguf::Gguf::open(&files, name)?;
+    gguf_tokenizer::read(&Arc::new(gguf.metadata))
+}
+
 /// Opens a checkpoint from a set of named files, as [`open`] does.
 pub fn open_files(files: Files) -> Result<Checkpoint, LoadError> {
     open_hf(files, None)
+}
+
+/// A file as one of its folder.
+fn file_in_folder(path: &Path) -> Result<(Files, &str), LoadError> {
+    let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
+        let expected = "a file whose name is UTF-8";
+        return Err(LoadError::invalid(path, "name", expected, "another"));
+    };
+    // The parent of a bare file name is empty, which is no folder to any system call.
+    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    Ok((Files::Folder(folder.unwrap_or(Path::new(".")).to_owned()), name))
 }
 
 fn open_hf(files: Files, single: Option<&str>) -> Result<Checkpoint, LoadError> {

@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use super::files::Files;
+use super::gguf_tokenizer::GgufTokenizer;
 use super::json::{Fields, parse_object};
 use crate::error::LoadError;
 use crate::tensor::SharedBytes;
+use crate::text::{Tokenizer, TokenizerOptions};
 
 /// The parts of a checkpoint that are about text, as they are written there.
 #[derive(Debug, Clone, Default)]
@@ -15,7 +17,7 @@ use crate::tensor::SharedBytes;
 pub struct TokenizerFiles {
     /// Contents of `tokenizer.json`.
     pub tokenizer_json: Option<SharedBytes>,
-    /// Where `tokenizer.json` is or would be, for messages.
+    /// Where `tokenizer.json` is or would be, or the GGUF file, for messages.
     pub tokenizer_path: PathBuf,
     /// The chat template: `chat_template.jinja` if there is one, else `chat_template` of
     /// `tokenizer_config.json`, of which, if it is a list, the entry named `default`.
@@ -30,6 +32,39 @@ pub struct TokenizerFiles {
     pub add_bos_token: Option<bool>,
     /// Whether encoding puts `eos_token` last, if `tokenizer_config.json` says so.
     pub add_eos_token: Option<bool>,
+    /// What is not used as the file has it, and why: a sentence each, for people.
+    pub notes: Vec<String>,
+    /// The tokenizer of a GGUF file.
+    pub(crate) gguf: Option<GgufTokenizer>,
+}
+
+impl TokenizerFiles {
+    /// The tokenizer, if there is one. It is built anew at each call.
+    ///
+    /// # Errors
+    ///
+    /// A [`LoadError`] that names the file and the key: for what is no tokenizer, or not one that can
+    /// be run.
+    pub fn tokenizer(&self) -> Result<Option<Tokenizer>, LoadError> {
+        if let Some(gguf) = &self.gguf {
+            return gguf.build().map(Some);
+        }
+        let Some(json) = &self.tokenizer_json else { return Ok(None) };
+        let options = TokenizerOptions {
+            bos_token: self.bos_token.clone(),
+            eos_token: self.eos_token.clone(),
+            add_bos_token: self.add_bos_token,
+        };
+        Tokenizer::from_json_with(&self.tokenizer_path, json, &options).map(Some)
+    }
+
+    /// The file that messages name for what a folder has in another file than the tokenizer.
+    pub(crate) fn beside(&self, name: &str) -> PathBuf {
+        match self.gguf {
+            Some(_) => self.tokenizer_path.clone(),
+            None => self.tokenizer_path.with_file_name(name),
+        }
+    }
 }
 
 const CONFIG: &str = "tokenizer_config.json";

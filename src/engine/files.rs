@@ -8,7 +8,7 @@ use crate::checkpoint::{self, Checkpoint, GenerationDefaults, TokenizerFiles};
 use crate::error::{LoadError, SubmitError};
 use crate::model::config::ModelConfig;
 use crate::model::weights::WeightSource;
-use crate::text::{ChatTemplate, Tokenizer, TokenizerOptions};
+use crate::text::{ChatTemplate, Tokenizer};
 
 /// Seed of the synthetic models: the same model at every run.
 const SYNTHETIC_SEED: u64 = 0x7e1e;
@@ -86,7 +86,7 @@ impl ModelFiles {
         let bos_token = files.bos_token.as_deref();
         let chat = (files.chat_template.as_deref())
             .map(|template| {
-                let file = files.tokenizer_path.with_file_name("chat_template");
+                let file = files.beside("chat_template");
                 ChatTemplate::new(&file, template, bos_token, files.eos_token.as_deref())
             })
             .transpose()?;
@@ -189,7 +189,7 @@ pub fn sampling_defaults(file: &GenerationDefaults) -> SamplingParams {
 
 /// A file may ask for what the sampler does not do, such as a temperature of 1e-30.
 fn check_defaults(defaults: &SamplingParams, checkpoint: &Checkpoint) -> Result<(), LoadError> {
-    let file = checkpoint.tokenizer().tokenizer_path.with_file_name("generation_config.json");
+    let file = checkpoint.tokenizer().beside("generation_config.json");
     defaults.validate(checkpoint.config().vocabulary).map_err(|error| match error {
         SubmitError::Invalid { field, expected, found } => {
             LoadError::invalid(&file, field, expected, found)
@@ -202,14 +202,8 @@ fn read_tokenizer(
     files: &TokenizerFiles,
     vocabulary: usize,
 ) -> Result<Option<Tokenizer>, LoadError> {
-    let Some(json) = &files.tokenizer_json else { return Ok(None) };
-    let options = TokenizerOptions {
-        bos_token: files.bos_token.clone(),
-        eos_token: files.eos_token.clone(),
-        add_bos_token: files.add_bos_token,
-    };
+    let Some(tokenizer) = files.tokenizer()? else { return Ok(None) };
     let file: &Path = &files.tokenizer_path;
-    let tokenizer = Tokenizer::from_json_with(file, json, &options)?;
     if tokenizer.vocabulary_size() > vocabulary {
         return Err(LoadError::invalid(
             file,

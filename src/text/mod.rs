@@ -12,8 +12,10 @@ mod decoder;
 mod expression;
 mod jinja;
 mod pythonic;
+pub(crate) mod split;
 mod stop;
 pub mod tokenizer;
+pub(crate) mod vocabulary;
 
 pub use crate::caught::catching_panics;
 pub use chat::{ChatOptions, ChatTemplate, Message};

@@ -1,4 +1,5 @@
-//! A tokenizer read from `tokenizer.json`, over the `tokenizers` crate.
+//! A tokenizer read from `tokenizer.json` or built from the parts in a GGUF file, over the
+//! `tokenizers` crate.
 //!
 //! Three things are decided here and not left to the file:
 //!
@@ -27,7 +28,7 @@ use crate::error::{LoadError, SubmitError};
 
 /// Ids from here on are refused. The largest vocabularies in use are below 2²⁰, and tables of
 /// logits are as long as the largest id.
-const MAX_VOCABULARY: u32 = 1 << 24;
+pub(super) const MAX_VOCABULARY: u32 = 1 << 24;
 
 /// White space in a row that is accepted. A split expression such as Llama 3's backtracks over such
 /// a run; after a million steps the expression library gives up, the `tokenizers` crate takes
@@ -130,15 +131,27 @@ impl Tokenizer {
         // The crate indexes and unwraps in places (merges longer than any token, for one), so a
         // hostile file can make it panic. Nothing of its state survives the panic.
         let read = caught(|| tokenizers::Tokenizer::from_bytes(bytes));
-        let mut tokenizer = match read {
+        let tokenizer = match read {
             Ok(Ok(tokenizer)) => tokenizer,
             Ok(Err(error)) => return Err(bad(error.to_string())),
             Err(_) => return Err(bad("contents that contradict each other".to_owned())),
         };
 
+        check_declared(file, &tokenizer, &declared.added_tokens)?;
+        let stages = decoder::stages(file, declared.decoder.as_ref())?;
+        Self::assemble(file, tokenizer, stages, options)
+    }
+
+    /// Puts together what is ours around a tokenizer of the crate, whose own decoder is not used.
+    pub(super) fn assemble(
+        file: &Path,
+        mut tokenizer: tokenizers::Tokenizer,
+        stages: Arc<[Stage]>,
+        options: &TokenizerOptions,
+    ) -> Result<Self, LoadError> {
         let bos = named(file, &mut tokenizer, "bos_token", options.bos_token.as_deref())?;
         let eos = named(file, &mut tokenizer, "eos_token", options.eos_token.as_deref())?;
-        let vocabulary = check_ids(file, &tokenizer, &declared.added_tokens)?;
+        let vocabulary = check_ids(file, &tokenizer)?;
         let prefix = prefix(file, &tokenizer, bos, options.add_bos_token)?;
 
         let added = tokenizer.get_added_vocabulary();
@@ -161,12 +174,11 @@ impl Tokenizer {
         let texts = ControlTexts::new(control.iter().map(|token| token.content.as_str()));
         let mut plain = added.clone();
         let marked = control.into_iter().map(|token| token.special(true));
-        plain
-            .add_tokens(marked, tokenizer.get_model(), tokenizer.get_normalizer())
-            .map_err(|error| bad(error.to_string()))?;
+        plain.add_tokens(marked, tokenizer.get_model(), tokenizer.get_normalizer()).map_err(
+            |error| LoadError::invalid(file, "added_tokens", "tokens", error.to_string()),
+        )?;
         plain.set_encode_special_tokens(true);
 
-        let stages = decoder::stages(file, declared.decoder.as_ref())?;
         let inner = Inner {
             plain,
             control: texts,
@@ -380,12 +392,12 @@ fn named(
     Ok(Some(id))
 }
 
-/// Checks that ids are bounded and unambiguous, and returns the largest plus one.
-fn check_ids(
+/// Checks that added tokens have the ids that the file says.
+fn check_declared(
     file: &Path,
     tokenizer: &tokenizers::Tokenizer,
     declared: &[DeclaredToken],
-) -> Result<usize, LoadError> {
+) -> Result<(), LoadError> {
     for token in declared.iter().filter(|token| !token.content.is_empty()) {
         // The crate numbers added tokens itself and only warns when the file says otherwise.
         let id = tokenizer.token_to_id(&token.content);
@@ -398,6 +410,11 @@ fn check_ids(
             return Err(LoadError::invalid(file, field, expected, format!("id {}", token.id)));
         }
     }
+    Ok(())
+}
+
+/// Checks that ids are bounded and unambiguous, and returns the largest plus one.
+fn check_ids(file: &Path, tokenizer: &tokenizers::Tokenizer) -> Result<usize, LoadError> {
     let mut ids: Vec<u32> = tokenizer.get_vocab(true).into_values().collect();
     ids.sort_unstable();
     if let Some(pair) = ids.windows(2).find(|pair| pair[0] == pair[1]) {

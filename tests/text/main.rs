@@ -1,7 +1,8 @@
 //! Tokenizers, streamed decoding and stop strings, against what the Python libraries make of the
 //! same input (`tools/make_text_golden.py`).
 
-#[path = "text/hostile.rs"]
+mod gguf;
+mod gguf_hostile;
 mod hostile;
 
 use std::path::Path;
