@@ -212,3 +212,150 @@ fn a_missing_path_is_an_error_and_not_the_demo() {
     let Err(error) = error else { panic!("nothing is there") };
     assert!(error.to_string().contains("no/such/checkpoint"), "{error}");
 }
+
+/// The most bytes on the heap while `work` ran, beyond what there was before.
+fn heap_of<T>(work: impl FnOnce() -> T) -> usize {
+    let before = NOW.load(Relaxed);
+    PEAK.store(before, Relaxed);
+    drop(work());
+    PEAK.load(Relaxed) - before
+}
+
+/// A kilobyte that claims gigabytes, a template or tokenizer that multiplies, a file of 100 GB of
+/// zeros: none makes its reader take more than 64 MB.
+#[test]
+fn hostile_files_take_little_memory() {
+    use trine::text::{ChatOptions, ChatTemplate, Message, Special, Tokenizer};
+
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut peaks: Vec<(String, usize)> = Vec::new();
+
+    let x = "{% set x = 'x' * 4000000 %}";
+    for source in [
+        "{{ 'x' * 90000000 }}".to_owned(),
+        "{{ (90000000 * 'x') | length }}".into(),
+        format!("{x}{{{{ x{} }}}}", " ~ x".repeat(250)),
+        format!("{x}{{{{ x{} }}}}", " + x".repeat(250)),
+        format!("{x}{{{{ [x{}] | string | length }}}}", ", x".repeat(1000)),
+        format!("{x}{{{{ (x | list) | length }}}}"),
+        format!("{x}{{{{ x | upper | lower | title | tojson }}}}"),
+        format!("{x}{{{{ (x | replace('x', '\\u0001')) | pprint }}}}"),
+        format!("{x}{{{{ [x] | pprint }}}}"),
+        (0..1000).map(|i| format!("{{% set x{i} = 'x' * 4000000 %}}")).collect(),
+        "{{ ([['x' * 1000000] * 100]) | map('upper') | list | length }}".into(),
+        "{% for i in range(99999) %}{% set x %}{{ 'y' * 10000 }}{% endset %}{% endfor %}".into(),
+        "{% set n = namespace(l=[]) %}{% for i in range(99999) %}{% set n.l = n.l + ['y' * 100] %}\
+         {% endfor %}"
+            .into(),
+        "{{ (range(99999) | list) | join('x' * 99999) }}".into(),
+        "{{ '%999999999d' | format(1) }}".into(),
+        "{{ ('x' * 99999) | replace('x', 'x' * 99999) }}".into(),
+    ] {
+        let work = || {
+            let template =
+                ChatTemplate::new(Path::new("t"), &source, None, None).expect("compiles");
+            template.render(&[Message::new("user", "hi")], &ChatOptions::default())
+        };
+        peaks.push((source[..source.len().min(80)].to_owned(), heap_of(work)));
+    }
+
+    let tokenizer = |normalizer: &str, decoder: &str, split: &str| {
+        format!(
+            r#"{{"version": "1.0", "normalizer": {normalizer}, "decoder": {decoder},
+            "pre_tokenizer": {{"type": "Split", "pattern": {{"Regex": "{split}"}},
+            "behavior": "Isolated", "invert": false}},
+            "model": {{"type": "WordLevel", "vocab": {{"a": 0}}, "unk_token": "a"}}}}"#
+        )
+    };
+    let double = r#"{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}"#;
+    let doubles = [double; 40].join(",");
+    let normalizers = format!(r#"{{"type": "Sequence", "normalizers": [{doubles}]}}"#);
+    let decoders = format!(r#"{{"type": "Sequence", "decoders": [{doubles}]}}"#);
+    let map = r#"{"type": "Precompiled", "precompiled_charsmap": "/////wAA"}"#;
+    for (what, json) in [
+        ("normalizers", tokenizer(&normalizers, "null", "a")),
+        ("decoders", tokenizer("null", &decoders, "a")),
+        ("a character map", tokenizer(map, "null", "a")),
+        ("repetitions", tokenizer("null", "null", "((((?=a)a){900}){900}){900}")),
+        ("classes", tokenizer("null", "null", r"(\\p{L}{100}){100}")),
+    ] {
+        let work = || {
+            let tokenizer = Tokenizer::from_json(Path::new("t"), json.as_bytes()).ok()?;
+            Some(tokenizer.decode(&tokenizer.encode("aaaa", Special::NONE).ok()?, false))
+        };
+        peaks.push((what.to_owned(), heap_of(work)));
+    }
+
+    // Headers that claim more than there is, and files that hold nothing but are long.
+    let header = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
+    let gguf = |tensors: u64, keys: u64, rest: &[u8]| {
+        let mut bytes = b"GGUF\x03\0\0\0".to_vec();
+        bytes.extend([tensors.to_le_bytes(), keys.to_le_bytes()].concat());
+        bytes.extend(rest);
+        bytes
+    };
+    let array = |kind: u32, count: u64| {
+        let key = [&1u64.to_le_bytes()[..], b"a", &9u32.to_le_bytes()].concat();
+        [&key[..], &kind.to_le_bytes(), &count.to_le_bytes(), &[0; 64]].concat()
+    };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    write_checkpoint(folder.path()).expect("a checkpoint");
+    let aside = folder.path().join("aside");
+    let config = std::fs::read_to_string(folder.path().join("config.json")).expect("written");
+    let shape = format!("[{}1]", "1,".repeat(10_000));
+    for (name, bytes) in [
+        ("model.safetensors", u64::MAX.to_le_bytes().to_vec()),
+        ("model.safetensors", 99_999_999u64.to_le_bytes().to_vec()),
+        (
+            "model.safetensors",
+            header(r#"{"a":{"dtype":"F32","shape":[4611686018427387904],"data_offsets":[0,1]}}"#),
+        ),
+        (
+            "model.safetensors",
+            header(&format!(r#"{{"a":{{"dtype":"F32","shape":{shape},"data_offsets":[0,4]}}}}"#)),
+        ),
+        ("config.json", b"[".repeat(1 << 20)),
+        (
+            "config.json",
+            config.replace(&format!("layers\": {LAYERS}"), "layers\": 16777216").into(),
+        ),
+        ("m.gguf", gguf(u64::MAX, 0, &[])),
+        ("m.gguf", gguf(0, u64::MAX, &[])),
+        ("m.gguf", gguf(1 << 40, 1, &array(8, 1 << 40))),
+        ("m.gguf", gguf(0, 1, &array(8, u64::MAX))),
+        ("m.gguf", gguf(0, 1, &array(9, 1 << 62))),
+        ("m.gguf", gguf(0, 1, &array(12, 1 << 61))),
+    ] {
+        let path = folder.path().join(name);
+        let _ = std::fs::rename(&path, &aside);
+        std::fs::write(&path, &bytes).expect("written");
+        let at = if name == "m.gguf" { &path } else { folder.path() };
+        let peak = heap_of(|| {
+            checkpoint::open(at).and_then(|c| c.verify()).expect_err("a hostile file").to_string()
+        });
+        peaks.push((format!("{name}: {:?}", &bytes[..bytes.len().min(60)]), peak));
+        std::fs::remove_file(&path).expect("removed");
+        let _ = std::fs::rename(&aside, &path);
+    }
+    for name in ["config.json", "tokenizer_config.json", "model.safetensors", "m.gguf", "model.bin"]
+    {
+        let path = folder.path().join(name);
+        let _ = std::fs::rename(&path, &aside);
+        File::create(&path).and_then(|file| file.set_len(100 << 30)).expect("a sparse file");
+        let own = ["m.gguf", "model.bin"].contains(&name);
+        let at = if own { &path } else { folder.path() };
+        let (_, peak) =
+            peak_of(|| checkpoint::open(at).map(|_| ()).expect_err("zeros").to_string());
+        peaks.push((format!("100 GB of zeros as {name}"), peak));
+        std::fs::remove_file(&path).expect("removed");
+        let _ = std::fs::rename(&aside, &path);
+    }
+    let over: Vec<String> = peaks
+        .iter()
+        .filter(|(_, peak)| *peak > 64_000_000)
+        .map(|(what, peak)| format!("{peak} B: {what}"))
+        .collect();
+    assert!(over.is_empty(), "over 64 MB:\n{}", over.join("\n"));
+    // The measure measures: something of all this took a few megabytes.
+    assert!(peaks.iter().any(|(_, peak)| *peak > 4_000_000), "{peaks:?}");
+}
