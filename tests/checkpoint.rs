@@ -1,6 +1,7 @@
 //! Checkpoints of every published form open, and give the weights that were written.
 
 mod checkpoint_base;
+mod checkpoint_gguf;
 
 use checkpoint_base::{
     Base, FFN, HEAD_DIM, HEADS, HIDDEN, KV_HEADS, LAYERS, PROJECTIONS, VOCABULARY, embedding,

@@ -3,12 +3,15 @@
 
 mod checkpoint_base;
 mod checkpoint_cases;
+#[path = "checkpoint_gguf/file.rs"]
+mod gguf_file;
 
 use std::fs;
 use std::path::Path;
 
 use checkpoint_base::{Base, container};
 use checkpoint_cases::Case;
+use gguf_file::File;
 use trine::checkpoint::{Checkpoint, Files, open, open_files};
 use trine::error::LoadError;
 use trine::tensor::SharedBytes;
@@ -68,6 +71,59 @@ fn text_and_sampling() {
     check(checkpoint_cases::text::TEXT_AND_SAMPLING);
 }
 
+fn check_gguf(base: fn() -> File, cases: &[checkpoint_cases::gguf::Case]) {
+    base().open().unwrap_or_else(|e| panic!("{e}"));
+    let mut wrong = Vec::new();
+    for (what, bend, expected) in cases {
+        let mut file = base();
+        bend(&mut file);
+        let found = file.open().err().map_or("no error".into(), |error| error.to_string());
+        if !matches(expected, found.strip_prefix("m.gguf: ").unwrap_or(&found)) {
+            wrong.push(format!("{what}\n  expected {expected}\n     found {found}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+}
+
+#[test]
+fn gguf_containers() {
+    check_gguf(File::bitnet, checkpoint_cases::gguf::CONTAINER);
+}
+
+#[test]
+fn gguf_configs() {
+    check_gguf(File::bitnet, checkpoint_cases::gguf::CONFIG);
+}
+
+#[test]
+fn gguf_tensors() {
+    check_gguf(File::bitnet, checkpoint_cases::gguf::TENSORS);
+    check_gguf(File::llama, checkpoint_cases::gguf::LLAMA);
+}
+
+/// No cut and no flipped bit of a GGUF file makes a panic; a cut is always an error.
+#[test]
+fn cut_and_flipped_gguf_files_never_panic() {
+    let good = File::bitnet().bytes();
+    let fault = |bytes: Vec<u8>| {
+        let files = vec![("m.gguf".to_owned(), SharedBytes::new(bytes))];
+        open_files(Files::Memory { label: "".into(), files })
+            .and_then(|checkpoint| checkpoint.verify())
+            .err()
+    };
+    for cut in 0..good.len() {
+        let error = fault(good[..cut].to_vec()).map(|error| error.to_string());
+        assert!(error.is_some_and(|e| e.starts_with("m.gguf: ")), "cut at {cut}");
+    }
+    let header = good.windows(18).rposition(|w| w == b"output_norm.weight").expect("a name") + 50;
+    for bit in 0..8 * header {
+        let mut bytes = good.clone();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        // Some flips change a name that nothing asks for, or nothing at all.
+        fault(bytes);
+    }
+}
+
 /// Paths that are not there, or not what they should be.
 #[test]
 fn paths() {
@@ -88,7 +144,7 @@ fn paths() {
     assert_eq!(
         sentence(&at("model.bin")),
         "FOLDER/model.bin: format: this kind of file is not supported; supported: a folder with \
-         config.json and model.safetensors, or a .safetensors file in one"
+         config.json and model.safetensors, a .safetensors file in one, or a .gguf file"
     );
 
     Base::bitnet().write(folder.path());

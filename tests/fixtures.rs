@@ -11,8 +11,13 @@ use trine::checkpoint;
 use trine::model::executor::Executor;
 
 fn compare<B: Backend>(backend: B, name: &str) -> Vec<String> {
+    compare_file(backend, name, &fixture::folder(name))
+}
+
+/// Compares a checkpoint with the reference of a fixture.
+fn compare_file<B: Backend>(backend: B, name: &str, path: &Path) -> Vec<String> {
     let fixture = fixture::load(name);
-    let checkpoint = checkpoint::open(&fixture.folder).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let checkpoint = checkpoint::open(path).unwrap_or_else(|e| panic!("{name}: {e}"));
     let mut executor = Executor::load(backend, &checkpoint, fixture::reserve(), &mut |_, _| {})
         .unwrap_or_else(|e| panic!("{name}: {e}"));
     assert!(fixture.cases.iter().any(|case| case.strict), "{name} has no strict case");
@@ -21,7 +26,8 @@ fn compare<B: Backend>(backend: B, name: &str) -> Vec<String> {
         let output = fixture::run(&mut executor, case)
             .unwrap_or_else(|e| panic!("{name} {}: {e}", case.name));
         for failure in fixture::failures(case, &output) {
-            wrong.push(format!("{} {}: {failure}", fixture.name, case.name));
+            let file = path.file_name().unwrap_or_default().display();
+            wrong.push(format!("{} as {file}, {}: {failure}", fixture.name, case.name));
         }
     }
     wrong
@@ -43,6 +49,24 @@ fn the_cpu_agrees_with_transformers() {
             let options = CpuOptions::default().threads(2).isa(isa);
             compare(Cpu::new(options).expect("the ISA is there"), name)
         })
+    });
+    expect_none(wrong.collect());
+}
+
+/// The same models as GGUF files, which the `gguf` package wrote: I2_S, TQ1_0, TQ2_0, ternary floats
+/// and masters give the same logits and tokens as the folder that transformers read.
+#[test]
+fn gguf_files_agree_with_transformers() {
+    let folder = fixture::folder("gguf");
+    let files = std::fs::read_dir(&folder).expect("a folder").map(|file| file.expect("one").path());
+    let files: Vec<_> =
+        files.filter(|path| path.extension().is_some_and(|e| e == "gguf")).collect();
+    assert!(files.len() >= 8, "{files:?}");
+    let wrong = files.iter().flat_map(|path| {
+        let name = path.file_name().and_then(|name| name.to_str()).expect("UTF-8");
+        let (name, _) = name.split_once('.').expect("a folder's name");
+        let cpu = Cpu::new(CpuOptions::default().threads(2)).expect("a CPU");
+        compare_file(cpu, name, path)
     });
     expect_none(wrong.collect());
 }

@@ -53,6 +53,23 @@ impl Files {
         }
     }
 
+    /// The names of files that end in `end`, sorted.
+    pub(crate) fn names_ending(&self, end: &str) -> Result<Vec<String>, LoadError> {
+        let mut names: Vec<String> = match self {
+            Self::Folder(folder) => {
+                let failed = |e| LoadError::read(folder, e);
+                let entries = fs::read_dir(folder).map_err(failed)?;
+                let names = entries.map(|entry| Ok(entry.map_err(failed)?.file_name()));
+                let names: Vec<_> = names.collect::<Result<_, LoadError>>()?;
+                names.into_iter().filter_map(|name| name.into_string().ok()).collect()
+            }
+            Self::Memory { files, .. } => files.iter().map(|(name, _)| name.clone()).collect(),
+        };
+        names.retain(|name| name.ends_with(end));
+        names.sort_unstable();
+        Ok(names)
+    }
+
     /// All bytes of a file, memory-mapped if it is one of a folder; `None` if there is no such file.
     pub(crate) fn map(&self, name: &str) -> Result<Option<SharedBytes>, LoadError> {
         match self {

@@ -1,4 +1,5 @@
-//! `generation_config.json`: what a checkpoint's authors want sampling to start from.
+//! `generation_config.json`, or the metadata of a GGUF file: what a checkpoint's authors want sampling
+//! to start from.
 
 use std::path::Path;
 
@@ -6,6 +7,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::files::Files;
+use super::gguf_metadata::Metadata;
 use super::json::{Fields, parse_object};
 use crate::error::LoadError;
 
@@ -58,6 +60,21 @@ pub(crate) fn read(
         defaults.bos_token_id = token_id(&config, "bos_token_id")?;
     }
     Ok(defaults)
+}
+
+/// Reads what the metadata of a GGUF file say: the ids of tokens that begin a text and that end an
+/// answer.
+pub(crate) fn of_gguf(metadata: &Metadata) -> Result<GenerationDefaults, LoadError> {
+    let token = |key: &str| {
+        let id = metadata.integer(&format!("tokenizer.ggml.{key}"), 0..=u64::from(u32::MAX))?;
+        Ok::<_, LoadError>(id.map(|id| id as u32))
+    };
+    let mut eos_token_ids: Vec<u32> = Vec::new();
+    for key in ["eos_token_id", "eot_token_id", "eom_token_id"] {
+        eos_token_ids.extend(token(key)?.filter(|id| !eos_token_ids.contains(id)));
+    }
+    let bos_token_id = token("bos_token_id")?;
+    Ok(GenerationDefaults { eos_token_ids, bos_token_id, ..GenerationDefaults::default() })
 }
 
 fn parse(fields: &Fields<'_>) -> Result<GenerationDefaults, LoadError> {

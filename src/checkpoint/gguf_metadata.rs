@@ -361,9 +361,11 @@ impl Metadata {
         Some(decode(kind, &self.bytes, at).0)
     }
 
-    /// The keys in alphabetical order.
-    pub(crate) fn keys(&self) -> impl Iterator<Item = &str> {
-        self.entries.keys().map(String::as_str)
+    /// The keys in alphabetical order, their values as messages quote them.
+    pub(crate) fn described(&self) -> impl Iterator<Item = (String, String)> {
+        self.entries.keys().filter_map(|key| {
+            self.get(key).map(|value| (quote(key, 100), self.describe(key, value)))
+        })
     }
 
     /// The error of a value that is not what it must be.

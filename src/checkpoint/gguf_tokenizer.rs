@@ -101,7 +101,6 @@ pub(crate) fn read(metadata: &Arc<Metadata>) -> Result<TokenizerFiles, LoadError
 }
 
 /// The tokens that begin a text and end an answer, as `generation_config.json` has them.
-#[allow(dead_code, reason = "called by what opens a whole GGUF file, which comes next")]
 pub(crate) fn generation(metadata: &Metadata) -> Result<GenerationDefaults, LoadError> {
     let mut defaults = GenerationDefaults::default();
     if let Some(vocabulary) = Scan::read(metadata)? {

@@ -127,6 +127,11 @@ impl HfWeights {
         let bytes = |table: &Table| table.tensor.bytes.len() as u64;
         (bytes(&self.embedding), bytes(self.head.as_ref().unwrap_or(&self.embedding)))
     }
+
+    /// Types of the same two tables.
+    pub(crate) fn table_types(&self) -> [FloatType; 2] {
+        [self.embedding.float, self.head.as_ref().unwrap_or(&self.embedding).float]
+    }
 }
 
 /// transformers unties the two where they differ (`tie_weights` in `modeling_utils.py`), against

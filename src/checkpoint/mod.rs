@@ -2,8 +2,9 @@
 //!
 //! [`open`] reads a folder as Hugging Face's tools write it: `config.json`, `model.safetensors` or
 //! shards with an index, and, where they are there, `tokenizer.json`, `tokenizer_config.json`,
-//! `chat_template.jinja` and `generation_config.json`. Weights stay in the memory map;
-//! [`Checkpoint`] hands them out as a [`WeightSource`].
+//! `chat_template.jinja` and `generation_config.json`; or a GGUF file, as llama.cpp's and
+//! bitnet.cpp's tools write it. Weights stay in the memory map; [`Checkpoint`] hands them out as a
+//! [`WeightSource`].
 //!
 //! Every error names the file, the field or tensor, what was expected and what was found. No file,
 //! however broken, makes a reader panic or reserve memory for what the file only claims to hold.
@@ -14,6 +15,9 @@
 //! | `foreign` | files of other formats, to name them |
 //! | `safetensors` | the container: headers, shards, named tensors |
 //! | `gguf`, `gguf_metadata`, `gguf_types` | the container GGUF: header, typed values, tensors |
+//! | `gguf_config` | hyper-parameters by `general.architecture` |
+//! | `gguf_weights`, `gguf_layouts` | its tensors by role; I2_S, TQ1_0, TQ2_0, ternary floats |
+//! | `gguf_table`, `gguf_dequantize` | embedding tables and heads; quantised ones to f16 |
 //! | `hf_config` | `config.json` |
 //! | `hf_weights`, `hf_layouts` | tensors by role; packed and float ternary matrices |
 //! | `tokenizer_files`, `gguf_tokenizer`, `generation_config` | text and sampling |
@@ -25,13 +29,15 @@ pub mod demo;
 mod files;
 mod foreign;
 mod generation_config;
-#[allow(dead_code, reason = "what reads weights and tokenizers through it comes next")]
 mod gguf;
-#[allow(dead_code, reason = "what reads weights and tokenizers through it comes next")]
+mod gguf_config;
+mod gguf_dequantize;
+mod gguf_layouts;
 mod gguf_metadata;
+mod gguf_table;
 mod gguf_tokenizer;
-#[allow(dead_code, reason = "what reads weights and tokenizers through it comes next")]
 mod gguf_types;
+mod gguf_weights;
 mod hf_config;
 mod hf_layouts;
 mod hf_weights;
@@ -64,7 +70,8 @@ pub struct Checkpoint {
     summary: Summary,
 }
 
-/// Opens a checkpoint: a folder, or a `.safetensors` file in one.
+/// Opens a checkpoint: a folder with `config.json` and `model.safetensors`, a `.safetensors` file in
+/// one, a `.gguf` file, or a folder with one `.gguf` file and no `config.json`.
 ///
 /// The files are memory-mapped and must not be shortened or overwritten while the checkpoint is in
 /// use: the operating system then ends the process. Replacing a file by renaming another onto it is
@@ -81,17 +88,18 @@ pub fn open(path: &Path) -> Result<Checkpoint, LoadError> {
         let found = "a pipe, socket or device";
         return Err(LoadError::invalid(path, "kind", "a file or a folder", found));
     }
-    let supported =
-        "a folder with config.json and model.safetensors, or a .safetensors file in one";
+    let extension = path.extension().and_then(|extension| extension.to_str());
     let name = path.file_name().and_then(|name| name.to_str());
-    let Some(name) = name.filter(|_| path.extension().is_some_and(|ext| ext == "safetensors"))
-    else {
+    let (Some(name), Some(extension @ ("safetensors" | "gguf"))) = (name, extension) else {
+        let supported = "a folder with config.json and model.safetensors, a .safetensors file in \
+                         one, or a .gguf file";
         let found = foreign::name(&files::head(path)?).unwrap_or("this kind of file");
         return Err(LoadError::unsupported(path, "format", found, supported));
     };
-    // The parent of a bare file name is empty, which is no folder to any system call.
-    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let files = Files::Folder(folder.unwrap_or(Path::new(".")).to_owned());
+    let (files, _) = file_in_folder(path)?;
+    if extension == "gguf" {
+        return open_gguf(&files, name);
+    }
     let whole = name == safetensors::SINGLE || safetensors::Tensors::is_shard(&files, name)?;
     open_hf(files, (!whole).then_some(name))
 }
@@ -114,6 +122,20 @@ pub fn open_tokenizer(path: &Path) -> Result<TokenizerFiles, LoadError> {
 
 /// Opens a checkpoint from a set of named files, as [`open`] does.
 pub fn open_files(files: Files) -> Result<Checkpoint, LoadError> {
+    if !files.has("config.json") {
+        match &files.names_ending(".gguf")?[..] {
+            [] => {}
+            [name] => return open_gguf(&files, name),
+            [first, second, ..] => {
+                return Err(LoadError::invalid(
+                    files.location(),
+                    "weights",
+                    "config.json, or one .gguf file (name the one that is meant)",
+                    json::quote(&format!("{first} and {second}"), 200),
+                ));
+            }
+        }
+    }
     open_hf(files, None)
 }
 
@@ -126,6 +148,23 @@ fn file_in_folder(path: &Path) -> Result<(Files, &str), LoadError> {
     // The parent of a bare file name is empty, which is no folder to any system call.
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     Ok((Files::Folder(folder.unwrap_or(Path::new(".")).to_owned()), name))
+}
+
+fn open_gguf(files: &Files, name: &str) -> Result<Checkpoint, LoadError> {
+    let gguf = gguf::Gguf::open(files, name)?;
+    let config = gguf_config::parse(&gguf)?;
+    let weights = gguf_weights::GgufWeights::new(&config, &gguf)?;
+    let mut summary = summary::of_gguf(&config, &weights, &gguf);
+    let metadata = Arc::new(gguf.metadata);
+    let mut generation = gguf_tokenizer::generation(&metadata)?;
+    let mut tokenizer = gguf_tokenizer::read(&metadata)?;
+    if tokenizer.gguf.is_none() {
+        // Files without a vocabulary may still say which ids are special.
+        generation = generation_config::of_gguf(&metadata)?;
+        tokenizer = tokenizer_files::read(files)?;
+    }
+    summary.assumed.extend(tokenizer.notes.iter().cloned());
+    Ok(Checkpoint { weights: Box::new(weights), tokenizer, generation, summary })
 }
 
 fn open_hf(files: Files, single: Option<&str>) -> Result<Checkpoint, LoadError> {

@@ -4,6 +4,10 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::gguf::Gguf;
+use super::gguf_config::GgufConfig;
+use super::gguf_layouts::Layout;
+use super::gguf_weights::{self, GgufWeights};
 use super::hf_config::HfConfig;
 use super::hf_weights::{HfWeights, PROJECTIONS, Stored};
 use super::safetensors::Tensors;
@@ -29,6 +33,13 @@ pub struct Summary {
     pub tied_head: bool,
     /// What the files do not say, and what was taken for it.
     pub assumed: Vec<String>,
+    /// Type of the embedding table's elements, and what they become if it is another.
+    pub embedding: String,
+    /// The same of the output head.
+    pub head: String,
+    /// Keys of a GGUF file's metadata and their values, long ones shortened; empty for other
+    /// formats.
+    pub metadata: Vec<(String, String)>,
     /// All tensors by name.
     pub tensors: Vec<TensorSummary>,
     /// Names of tensors that have no part in the model.
@@ -39,7 +50,7 @@ pub struct Summary {
     pub file_bytes: u64,
     /// Bytes of the ternary matrices as stored.
     pub ternary_bytes: u64,
-    /// Bytes of the embedding table.
+    /// Bytes of the embedding table when it is loaded.
     pub embedding_bytes: u64,
     /// Bytes that the output head reads per token: the embedding table's if it is tied.
     pub head_bytes: u64,
@@ -110,7 +121,11 @@ pub(crate) fn of_hf(
         }
     });
     let (embedding_bytes, head_bytes) = weights.table_bytes();
+    let [embedding, head] = weights.table_types().map(|float| float.name().to_owned());
     Summary {
+        embedding,
+        head,
+        metadata: Vec::new(),
         path,
         format: "Hugging Face folder, safetensors".into(),
         family: model.family.row().name.into(),
@@ -139,6 +154,71 @@ pub(crate) fn of_hf(
             .sum(),
         embedding_bytes,
         head_bytes,
+        projections: projections.into(),
+    }
+}
+
+pub(crate) fn of_gguf(config: &GgufConfig, weights: &GgufWeights, gguf: &Gguf) -> Summary {
+    let model = weights.config();
+    let mut kinds: Vec<String> = Vec::new();
+    let projections = gguf_weights::PROJECTIONS.map(|(projection, name)| {
+        let mut stored: Vec<String> = Vec::new();
+        let mut scales: Option<[f32; 2]> = None;
+        for matrix in weights.matrices(projection) {
+            let name = matrix.tensor.type_name();
+            let one = match matrix.layout {
+                Layout::I2S | Layout::Tq1_0 | Layout::Tq2_0 => name,
+                Layout::Values { .. } => format!("{name} of three values"),
+                Layout::Master { .. } => format!("{name} master weights"),
+            };
+            if !matches!(matrix.layout, Layout::Master { .. }) {
+                let [low, high] = scales.unwrap_or([matrix.scale; 2]);
+                scales = Some([low.min(matrix.scale), high.max(matrix.scale)]);
+            }
+            for list in [&mut stored, &mut kinds] {
+                if !list.contains(&one) {
+                    list.push(one.clone());
+                }
+            }
+        }
+        let (rows, cols) = model.shape(projection);
+        let stored = stored.join(" or ");
+        ProjectionSummary { name: name.to_owned(), shape: [rows, cols], stored, scales }
+    });
+    let (embedding, head) = weights.tables();
+    let head = head.unwrap_or(embedding);
+    Summary {
+        path: gguf.file.to_path_buf(),
+        format: format!("GGUF version {}", gguf.version),
+        family: model.family.row().name.into(),
+        architecture: config.architecture.name.into(),
+        quantization: kinds.join(", "),
+        tied_head: model.tied_head,
+        assumed: config.assumed.iter().chain(&weights.assumed).cloned().collect(),
+        embedding: embedding.describe(),
+        head: head.describe(),
+        metadata: gguf.metadata.described().collect(),
+        tensors: gguf
+            .tensors
+            .values()
+            .map(|tensor| TensorSummary {
+                name: tensor.name.clone(),
+                dtype: tensor.type_name(),
+                shape: tensor.shape(),
+                bytes: tensor.bytes.len() as u64,
+                file: tensor.file.to_path_buf(),
+            })
+            .collect(),
+        unused: weights.unused.clone(),
+        parameters: model.parameters(),
+        file_bytes: gguf.file_bytes,
+        ternary_bytes: gguf_weights::PROJECTIONS
+            .iter()
+            .flat_map(|(projection, _)| weights.matrices(*projection))
+            .map(|matrix| matrix.tensor.bytes.len() as u64)
+            .sum(),
+        embedding_bytes: embedding.loaded_bytes(),
+        head_bytes: head.loaded_bytes(),
         projections: projections.into(),
     }
 }

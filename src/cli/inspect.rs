@@ -31,6 +31,9 @@ pub(crate) struct Inspect {
     /// List all tensors
     #[arg(long)]
     tensors: bool,
+    /// List the metadata of a GGUF file
+    #[arg(long)]
+    metadata: bool,
     /// Read every weight and stop at the first that is not valid
     #[arg(long)]
     verify: bool,
@@ -104,6 +107,9 @@ impl Inspect {
         let mut rows = about(&files);
         rows.extend(runs_on(&Needed::of(&files, &reserve), &devices));
         output::text(&output::columns(&rows))?;
+        if self.metadata {
+            output::text(&format!("\n{}", output::columns(&metadata(&files))))?;
+        }
         if self.tensors {
             output::text(&format!("\n{}", output::columns(&tensors(&files))))?;
         }
@@ -161,10 +167,15 @@ fn about(files: &ModelFiles) -> Vec<Vec<String>> {
         [] => "none".to_owned(),
         ends => listed(ends),
     };
-    let head = if weights.tied { ", the embedding table" } else { "" };
+    // Types of tables, which a synthetic model has no files to say.
+    let [embedding, head] = files.checkpoint().map_or_else(Default::default, |checkpoint| {
+        let summary = checkpoint.summary();
+        [&summary.embedding, &summary.head].map(|kind| format!(", {kind}"))
+    });
+    let head = if weights.tied { ", the embedding table" } else { &head };
     rows.extend([
         row("ternary", format!("{} at 2 bits a weight", bytes(weights.ternary))),
-        row("embedding", bytes(weights.embedding)),
+        row("embedding", format!("{}{embedding}", bytes(weights.embedding))),
         row("head", format!("{}{head}", bytes(weights.head))),
         row(
             "KV per token",
@@ -226,6 +237,14 @@ fn runs_on(needed: &Needed, devices: &[DeviceStatus]) -> Vec<Vec<String>> {
             .iter()
             .map(|device| row(&format!("runs on {}", device.name), needed.verdict(device))),
     );
+    rows
+}
+
+fn metadata(files: &ModelFiles) -> Vec<Vec<String>> {
+    let mut rows = vec![["KEY", "VALUE"].map(str::to_owned).to_vec()];
+    for (key, value) in files.checkpoint().iter().flat_map(|c| &c.summary().metadata) {
+        rows.push(row(key, value.as_str()));
+    }
     rows
 }
 

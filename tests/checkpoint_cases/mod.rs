@@ -2,6 +2,7 @@
 
 pub(crate) mod config;
 pub(crate) mod container;
+pub(crate) mod gguf;
 mod places;
 pub(crate) mod tensors;
 pub(crate) mod text;

@@ -1,0 +1,287 @@
+//! Hyper-parameters from the metadata of a GGUF file.
+//!
+//! Keys: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. As in `hf_config`, a key that
+//! would change what the model computes, and whose meaning is not implemented here, is an error.
+
+use super::gguf::Gguf;
+use super::gguf_metadata::Metadata;
+use crate::backend::ops::{Activation, Heads};
+use crate::error::LoadError;
+use crate::model::config::{Attention, Family, MAX_SIZE, ModelConfig};
+
+/// What a value of `general.architecture` means.
+#[derive(Debug)]
+pub(crate) struct Architecture {
+    pub(crate) name: &'static str,
+    pub(crate) family: Family,
+    /// What the feed-forward network has if no key says so. Published files have no key.
+    activation: Activation,
+    /// Whether the rows of query and key heads are in the order of interleaved rotation: the two
+    /// halves of each head, which Hugging Face's files have one after the other, by turns.
+    pub(crate) interleaved: bool,
+    /// Whether the architecture is ternary by definition. Float weights are then masters that were
+    /// trained to be quantised; of another architecture they are those of some other model.
+    pub(crate) ternary: bool,
+}
+
+/// The architectures that are read.
+pub(crate) const ARCHITECTURES: &[Architecture] = &[
+    // 1bitLLM's models, by llama.cpp's converter.
+    Architecture {
+        name: "bitnet",
+        family: Family::BitNet,
+        activation: Activation::Silu,
+        interleaved: false,
+        ternary: true,
+    },
+    // 2B4T, by bitnet.cpp's converter: the first name was used until April 2025.
+    Architecture {
+        name: "bitnet-25",
+        family: Family::BitNet,
+        activation: Activation::Relu2,
+        interleaved: false,
+        ternary: true,
+    },
+    Architecture {
+        name: "bitnet-b1.58",
+        family: Family::BitNet,
+        activation: Activation::Relu2,
+        interleaved: false,
+        ternary: true,
+    },
+    // Llama3-8B-1.58, Falcon3-1.58, Falcon-E.
+    Architecture {
+        name: "llama",
+        family: Family::Llama,
+        activation: Activation::Silu,
+        interleaved: true,
+        ternary: false,
+    },
+];
+
+/// What the metadata says.
+#[derive(Debug)]
+pub(crate) struct GgufConfig {
+    /// `tied_head` is decided by the tensors.
+    pub(crate) model: ModelConfig,
+    pub(crate) architecture: &'static Architecture,
+    /// What the file does not say and was taken from the rules of llama.cpp.
+    pub(crate) assumed: Vec<String>,
+}
+
+const SIZE: std::ops::RangeInclusive<u64> = 1..=MAX_SIZE as u64;
+const POSITIVE: &str = "a positive number";
+
+/// Reads the config of a model.
+pub(crate) fn parse(gguf: &Gguf) -> Result<GgufConfig, LoadError> {
+    let architecture = architecture(&gguf.metadata)?;
+    let keys = Keys { metadata: &gguf.metadata, architecture: architecture.name };
+    keys.refuse_variants()?;
+    let mut assumed = Vec::new();
+    let hidden = keys.size("embedding_length")?;
+    let context = keys.size("context_length")?;
+    let model = ModelConfig {
+        family: architecture.family,
+        hidden,
+        ffn: keys.size("feed_forward_length")?,
+        layers: keys.size("block_count")?,
+        heads: keys.heads(hidden, &mut assumed)?,
+        vocabulary: keys.vocabulary(gguf)?,
+        context,
+        rms_eps: keys
+            .positive("attention.layer_norm_rms_epsilon")?
+            .ok_or_else(|| keys.wrong("attention.layer_norm_rms_epsilon", POSITIVE))?
+            as f32,
+        rope_theta: match keys.positive("rope.freq_base")? {
+            Some(theta) => theta,
+            None => {
+                assumed.push("rope.freq_base: 10000".into());
+                10_000.0
+            }
+        },
+        activation: keys.activation(architecture, &mut assumed)?,
+        tied_head: true,
+        attention: Attention::default(),
+    };
+    keys.whole_rotation(model.heads.dim)?;
+    keys.whole_attention(context)?;
+    model.validate().map_err(|(field, expected, found)| {
+        LoadError::invalid(&gguf.file, keys.of_field(field), expected, found)
+    })?;
+    Ok(GgufConfig { model, architecture, assumed })
+}
+
+fn architecture(metadata: &Metadata) -> Result<&'static Architecture, LoadError> {
+    let key = "general.architecture";
+    let names = || ARCHITECTURES.iter().map(|a| a.name).collect::<Vec<_>>().join(", ");
+    let name = metadata.string(key)?.ok_or_else(|| metadata.wrong(key, names()))?;
+    ARCHITECTURES
+        .iter()
+        .find(|architecture| architecture.name == name)
+        .ok_or_else(|| metadata.unsupported(key, names()))
+}
+
+/// The keys of an architecture, without its name before them.
+struct Keys<'a> {
+    metadata: &'a Metadata,
+    architecture: &'static str,
+}
+
+impl Keys<'_> {
+    fn full(&self, key: &str) -> String {
+        format!("{}.{key}", self.architecture)
+    }
+
+    fn wrong(&self, key: &str, expected: impl Into<String>) -> LoadError {
+        self.metadata.wrong(&self.full(key), expected)
+    }
+
+    fn unsupported(&self, key: &str, supported: impl Into<String>) -> LoadError {
+        self.metadata.unsupported(&self.full(key), supported)
+    }
+
+    fn size(&self, key: &str) -> Result<usize, LoadError> {
+        self.metadata.required_integer(&self.full(key), SIZE).map(|n| n as usize)
+    }
+
+    fn optional_size(&self, key: &str) -> Result<Option<usize>, LoadError> {
+        let size = self.metadata.integer(&self.full(key), SIZE)?;
+        Ok(size.map(|n| n as usize))
+    }
+
+    fn positive(&self, key: &str) -> Result<Option<f64>, LoadError> {
+        self.metadata.number(&self.full(key), POSITIVE, |n| n > 0.0)
+    }
+
+    /// The key that a field of [`ModelConfig::validate`] comes from.
+    fn of_field(&self, field: &str) -> String {
+        self.full(match field {
+            "hidden_size" => "embedding_length",
+            "intermediate_size" => "feed_forward_length",
+            "num_hidden_layers" => "block_count",
+            "num_attention_heads" => "attention.head_count",
+            "num_key_value_heads" => "attention.head_count_kv",
+            "head_dim" => "attention.key_length",
+            "vocab_size" => "vocab_size",
+            "max_position_embeddings" => "context_length",
+            "rms_norm_eps" => "attention.layer_norm_rms_epsilon",
+            "rope_theta" => "rope.freq_base",
+            other => other,
+        })
+    }
+
+    fn heads(&self, hidden: usize, assumed: &mut Vec<String>) -> Result<Heads, LoadError> {
+        let query = self.size("attention.head_count")?;
+        let kv = self.optional_size("attention.head_count_kv")?.unwrap_or_else(|| {
+            assumed.push(format!("attention.head_count_kv: {query}"));
+            query
+        });
+        let dim = match self.optional_size("attention.key_length")? {
+            Some(dim) => dim,
+            None if hidden.is_multiple_of(query) => hidden / query,
+            None => {
+                let expected = format!(
+                    "a multiple of {}, {query}, since {} is absent",
+                    self.full("attention.head_count"),
+                    self.full("attention.key_length")
+                );
+                return Err(self.wrong("embedding_length", expected));
+            }
+        };
+        let value = "attention.value_length";
+        if self.optional_size(value)?.is_some_and(|value| value != dim) {
+            return Err(self.unsupported(value, format!("{dim}, the length of a key")));
+        }
+        Ok(Heads { query, kv, dim })
+    }
+
+    /// `vocab_size` where there is one, else the rows of the embedding table.
+    fn vocabulary(&self, gguf: &Gguf) -> Result<usize, LoadError> {
+        if let Some(size) = self.optional_size("vocab_size")? {
+            return Ok(size);
+        }
+        let embedding = gguf.tensor(super::gguf_weights::EMBEDDING)?;
+        Ok(embedding.ne.get(1).copied().unwrap_or(1))
+    }
+
+    /// The activation by its key, where a file has it, else by the architecture.
+    fn activation(
+        &self,
+        architecture: &Architecture,
+        assumed: &mut Vec<String>,
+    ) -> Result<Activation, LoadError> {
+        let row = architecture.family.row();
+        for key in ["hidden_activation", "hidden_act"] {
+            let Some(name) = self.metadata.string(&self.full(key))? else { continue };
+            let name = match name {
+                "relu_sqr" | "relu_squared" | "squared_relu" => "relu2",
+                "swish" => "silu",
+                name => name,
+            };
+            let known = row.activations.iter().find(|(known, _)| *known == name);
+            let names = || row.activations.iter().map(|(name, _)| *name).collect::<Vec<_>>();
+            return known
+                .map(|(_, activation)| *activation)
+                .ok_or_else(|| self.unsupported(key, names().join(", ")));
+        }
+        let activation = architecture.activation;
+        let name = row.activations.iter().find(|(_, known)| *known == activation);
+        assumed.push(format!(
+            "hidden_activation: {}, from general.architecture {}",
+            name.map_or("", |(name, _)| *name),
+            architecture.name
+        ));
+        Ok(activation)
+    }
+
+    /// Refuses options that change what a layer computes.
+    fn refuse_variants(&self) -> Result<(), LoadError> {
+        for key in ["expert_count", "expert_used_count"] {
+            if self.metadata.integer(&self.full(key), 0..=u64::MAX)?.is_some_and(|n| n > 0) {
+                return Err(self.unsupported(key, "0"));
+            }
+        }
+        let kind = "rope.scaling.type";
+        if !matches!(self.metadata.string(&self.full(kind))?, None | Some("none")) {
+            return Err(self.unsupported(kind, "none"));
+        }
+        for key in ["rope.scaling.factor", "rope.scale_linear"] {
+            if self.positive(key)?.is_some_and(|factor| factor != 1.0) {
+                return Err(self.unsupported(key, "1"));
+            }
+        }
+        for key in ["logit_scale", "embedding_scale", "residual_scale", "attention.scale"] {
+            // Some writers put 0 where there is no factor.
+            let factor = self.metadata.number(&self.full(key), "a number", |_| true)?;
+            if factor.is_some_and(|factor| factor != 0.0 && factor != 1.0) {
+                return Err(self.unsupported(key, "none"));
+            }
+        }
+        let causal = "attention.causal";
+        if self.metadata.boolean(&self.full(causal))? == Some(false) {
+            return Err(self.unsupported(causal, "true"));
+        }
+        Ok(())
+    }
+
+    fn whole_rotation(&self, head_dim: usize) -> Result<(), LoadError> {
+        let key = "rope.dimension_count";
+        match self.optional_size(key)? {
+            Some(dims) if dims != head_dim => {
+                Err(self.unsupported(key, format!("{head_dim}, the dimensions of a head")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn whole_attention(&self, context: usize) -> Result<(), LoadError> {
+        let key = "attention.sliding_window";
+        let window = self.metadata.integer(&self.full(key), 0..=u64::MAX)?;
+        match window {
+            Some(window) if window != 0 && window < context as u64 => {
+                Err(self.unsupported(key, format!("0 or at least {context}, the context")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
