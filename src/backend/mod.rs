@@ -213,6 +213,8 @@ pub struct StepKey {
 pub enum LogitUse {
     /// They stay in their buffer (the last pass of them).
     Keep,
+    /// There are none: rows are normed for the head and go no further.
+    Absent,
     /// The highest logit wins; no options apply.
     Greedy,
     /// Sampled by the rows' options.

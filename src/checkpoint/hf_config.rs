@@ -544,6 +544,10 @@ fn rope_theta(
         };
         let rope = match rope.object(kind, of_kind)? {
             Some(of_kind) if gemma => of_kind,
+            // The set of the other kind alone.
+            None if gemma && [FULL, SLIDING].iter().any(|kind| rope.map.contains_key(*kind)) => {
+                continue;
+            }
             _ => rope,
         };
         for key in ["rope_type", "type"] {
@@ -592,5 +596,96 @@ mod tests {
             assert_eq!(!form.attention_sub_norm.is_empty(), row.attention_sub_norm);
             assert_eq!(!form.ffn_sub_norm.is_empty(), row.ffn_sub_norm);
         }
+    }
+
+    fn gemma(change: impl Fn(&mut Map<String, Value>)) -> Result<HfConfig, LoadError> {
+        let json = serde_json::json!({
+            "architectures": ["Gemma3TextModel"], "model_type": "gemma3_text", "vocab_size": 100,
+            "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 7,
+            "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 32, "rms_norm_eps": 1e-6,
+            "hidden_activation": "gelu_pytorch_tanh", "max_position_embeddings": 32_768,
+            "query_pre_attn_scalar": 16, "sliding_window": 512, "rope_theta": 1e6,
+            "rope_local_base_freq": 1e4,
+        });
+        let Value::Object(mut map) = json else { unreachable!("an object") };
+        change(&mut map);
+        parse(Path::new("config.json"), &map)
+    }
+
+    #[test]
+    fn a_sliding_window_caps_the_context_and_is_said() {
+        let config = gemma(|_| ()).expect("valid");
+        assert_eq!(config.model.context, 512);
+        assert_eq!(config.model.attention_scale(), 0.25);
+        assert_eq!(config.model.embedding_scale(), 8.0);
+        let said = config.assumed.iter().find(|said| said.starts_with("context: 512 tokens"));
+        assert!(said.is_some_and(|said| said.contains("32768")), "{:?}", config.assumed);
+        let local = config.model.attention.local.expect("local layers");
+        // All but every sixth.
+        assert_eq!(local.layers, [true, true, true, true, true, false, true]);
+        assert_eq!((config.model.rope_theta, local.rope_theta), (1e6, 1e4));
+
+        let all = gemma(|map| _ = map.insert("layer_types".into(), vec![FULL; 7].into()));
+        let all = all.expect("valid").model;
+        assert_eq!((all.context, all.attention.local), (32_768, None));
+        let few = gemma(|map| _ = map.insert("layer_types".into(), vec![FULL; 6].into()));
+        assert!(few.expect_err("too few").to_string().contains("7, one for each layer"));
+    }
+
+    #[test]
+    fn rope_parameters_of_each_kind_of_layer() {
+        let config = gemma(|map| {
+            map.remove("rope_theta");
+            map.remove("rope_local_base_freq");
+            let kind =
+                |theta: f64| serde_json::json!({"rope_type": "default", "rope_theta": theta});
+            let both = serde_json::json!({FULL: kind(3e6), SLIDING: kind(2e4)});
+            map.insert("rope_parameters".into(), both);
+        });
+        let model = config.expect("valid").model;
+        assert_eq!(model.rope_theta, 3e6);
+        assert_eq!(model.attention.local.expect("local layers").rope_theta, 2e4);
+        let both = gemma(|map| {
+            let other = serde_json::json!({SLIDING: {"rope_theta": 2e4}});
+            map.insert("rope_parameters".into(), other);
+        });
+        let error = both.expect_err("two bases").to_string();
+        assert!(error.contains("rope_parameters.sliding_attention.rope_theta"), "{error}");
+    }
+
+    #[test]
+    fn what_changes_a_gemma_is_refused() {
+        for (key, value) in [
+            ("final_logit_softcapping", Value::from(30.0)),
+            ("use_bidirectional_attention", true.into()),
+            ("hidden_activation", "gelu".into()),
+            ("query_pre_attn_scalar", 0.into()),
+            ("sliding_window", 0.into()),
+        ] {
+            let error = gemma(|map| _ = map.insert(key.into(), value.clone())).expect_err(key);
+            assert!(error.to_string().contains(key), "{key}: {error}");
+        }
+        let derived = gemma(|map| {
+            map.insert("architectures".into(), vec!["BitGemma3Model"].into());
+        });
+        let said = derived.expect("a class of its own").assumed.join("\n");
+        assert!(said.contains("BitGemma3Model as Gemma3TextModel"), "{said}");
+    }
+
+    #[test]
+    fn norms_before_projections_are_of_the_family() {
+        let of = |norms: Value, eps: f64| {
+            gemma(|map| {
+                let config = serde_json::json!({"quant_method": "bitnet", "linear_class":
+                    "autobitlinear", "quantization_mode": "online", "use_rms_norm": norms,
+                    "rms_norm_eps": eps});
+                map.insert("quantization_config".into(), config);
+            })
+        };
+        assert_eq!(of(true.into(), 1e-6).expect("valid").quantization, Quantization::Master);
+        let error = of(false.into(), 1e-6).expect_err("none").to_string();
+        assert!(error.contains("use_rms_norm"), "{error}");
+        let error = of(true.into(), 1e-5).expect_err("two eps").to_string();
+        assert!(error.contains("quantization_config.rms_norm_eps"), "{error}");
     }
 }

@@ -67,6 +67,8 @@ pub struct Checkpoint {
     weights: Box<dyn WeightSource + Send + Sync>,
     tokenizer: TokenizerFiles,
     generation: GenerationDefaults,
+    /// Whether it is made to embed texts, and not to write any.
+    embeds: bool,
     summary: Summary,
 }
 
@@ -164,7 +166,9 @@ fn open_gguf(files: &Files, name: &str) -> Result<Checkpoint, LoadError> {
         tokenizer = tokenizer_files::read(files)?;
     }
     summary.assumed.extend(tokenizer.notes.iter().cloned());
-    Ok(Checkpoint { weights: Box::new(weights), tokenizer, generation, summary })
+    // No architecture that is read has a model without a head.
+    let embeds = false;
+    Ok(Checkpoint { weights: Box::new(weights), tokenizer, generation, embeds, summary })
 }
 
 fn open_hf(files: Files, single: Option<&str>) -> Result<Checkpoint, LoadError> {
@@ -180,7 +184,8 @@ fn open_hf(files: Files, single: Option<&str>) -> Result<Checkpoint, LoadError> 
     let weights = hf_weights::HfWeights::new(&config, &tensors)?;
     let path = single.map_or_else(|| files.location().to_owned(), |name| files.path(name));
     let summary = summary::of_hf(path, &config, &weights, &tensors);
-    Ok(Checkpoint { weights: Box::new(weights), tokenizer, generation, summary })
+    let embeds = config.form.embeds || files.has("modules.json");
+    Ok(Checkpoint { weights: Box::new(weights), tokenizer, generation, embeds, summary })
 }
 
 impl Checkpoint {
@@ -197,6 +202,12 @@ impl Checkpoint {
     /// Sampling options and token ids that the checkpoint comes with.
     pub fn generation(&self) -> &GenerationDefaults {
         &self.generation
+    }
+
+    /// Whether the model is made to embed texts and has no head to write any: its class has none, or
+    /// there is the `modules.json` of sentence-transformers.
+    pub fn embeds(&self) -> bool {
+        self.embeds
     }
 
     /// What there is to know about the files.

@@ -21,56 +21,168 @@ use crate::model::weights::WeightSource;
 use crate::tensor::{FloatType, HostTable, SharedBytes};
 use crate::ternary::TernaryRows;
 
+/// A published shape.
+struct Shape {
+    name: &'static str,
+    family: Family,
+    /// Hidden size, width of the feed-forward network, layers, vocabulary.
+    sizes: [usize; 4],
+    /// Query heads, key/value heads, width of a head.
+    heads: [usize; 3],
+    context: usize,
+    rope_theta: f64,
+    rms_eps: f32,
+    activation: Activation,
+    tied_head: bool,
+}
+
+/// 2B4T; what most others differ from in sizes alone.
+const BASE: Shape = Shape {
+    name: "2b4t",
+    family: Family::BitNet,
+    sizes: [2560, 6912, 30, 128_256],
+    heads: [20, 5, 128],
+    context: 4096,
+    rope_theta: 500_000.0,
+    rms_eps: 1e-5,
+    activation: Activation::Relu2,
+    tied_head: true,
+};
+
+/// The 1bitLLM models, and with other sizes those that bitnet.cpp's papers measured: SiLU, sub-norms,
+/// as many key/value heads as query heads, a tied head.
+const fn one_bit(
+    name: &'static str,
+    [hidden, ffn, layers]: [usize; 3],
+    [n, dim]: [usize; 2],
+) -> Shape {
+    Shape {
+        name,
+        sizes: [hidden, ffn, layers, 32_002],
+        heads: [n, n, dim],
+        context: 2048,
+        rope_theta: 10_000.0,
+        activation: Activation::Silu,
+        ..BASE
+    }
+}
+
+/// Llama's shape: SiLU, no sub-norms, a head of its own.
+const fn llama(name: &'static str, sizes: [usize; 4], heads: [usize; 3]) -> Shape {
+    Shape {
+        name,
+        family: Family::Llama,
+        sizes,
+        heads,
+        context: 8192,
+        activation: Activation::Silu,
+        tied_head: false,
+        ..BASE
+    }
+}
+
+const fn falcon3(
+    name: &'static str,
+    sizes: [usize; 4],
+    heads: [usize; 3],
+    context: usize,
+) -> Shape {
+    Shape { context, rope_theta: 1_000_042.0, rms_eps: 1e-6, ..llama(name, sizes, heads) }
+}
+
+const fn falcon_e(name: &'static str, sizes: [usize; 4]) -> Shape {
+    Shape { context: 32_768, rope_theta: 1e6, ..llama(name, sizes, [16, 2, 128]) }
+}
+
+/// Checkpoints first, then the models of arXiv 2410.16144 and 2502.11880, whose weights were random
+/// there too (microsoft/BitNet, `utils/generate-dummy-bitnet-model.py`).
+const SHAPES: &[Shape] = &[
+    BASE,
+    one_bit("0.7b", [1536, 4096, 24], [16, 96]),
+    one_bit("1.3b", [2048, 5460, 24], [32, 64]),
+    one_bit("3b", [3200, 8640, 26], [32, 100]),
+    llama("8b", [4096, 14_336, 32, 128_256], [32, 8, 128]),
+    falcon3("falcon3-1b", [2048, 8192, 18, 131_072], [8, 4, 256], 8192),
+    falcon3("falcon3-3b", [3072, 9216, 22, 131_072], [12, 4, 256], 4096),
+    falcon3("falcon3-7b", [3072, 23_040, 28, 131_072], [12, 4, 256], 8192),
+    falcon3("falcon3-10b", [3072, 23_040, 40, 131_072], [12, 4, 256], 32_768),
+    falcon_e("falcon-e-1b", [2048, 9216, 24, 32_768]),
+    falcon_e("falcon-e-3b", [2048, 13_312, 32, 32_768]),
+    Shape {
+        name: "embedding-0.6b",
+        family: Family::Qwen3,
+        sizes: [1024, 3072, 28, 151_936],
+        heads: [16, 8, 128],
+        context: 32_768,
+        rope_theta: 1e6,
+        rms_eps: 1e-6,
+        activation: Activation::Silu,
+        ..BASE
+    },
+    Shape {
+        name: "embedding-270m",
+        family: Family::Gemma3,
+        sizes: [640, 2048, 18, 262_144],
+        heads: [4, 1, 256],
+        context: 32_768,
+        rope_theta: 1e4,
+        rms_eps: 1e-6,
+        activation: Activation::GeluTanh,
+        ..BASE
+    },
+    one_bit("125m", [768, 3072, 11], [12, 64]),
+    one_bit("350m", [1024, 3072, 24], [16, 64]),
+    one_bit("1b", [2048, 3584, 24], [32, 64]),
+    one_bit("1.5b", [1536, 9216, 28], [32, 48]),
+    one_bit("2.7b", [3072, 7680, 24], [32, 96]),
+    one_bit("3.8b", [3840, 8192, 24], [32, 120]),
+    one_bit("7b", [4096, 12_032, 32], [32, 128]),
+    one_bit("13b", [5120, 13_824, 40], [40, 128]),
+    one_bit("30b", [6656, 16_384, 60], [52, 128]),
+    one_bit("70b", [8192, 24_576, 80], [64, 128]),
+    one_bit("100b", [8192, 45_568, 72], [64, 128]),
+];
+
 /// Names of the published shapes that [`published`] knows.
-pub const PUBLISHED: &[&str] = &["2b4t", "3b", "8b"];
+pub const PUBLISHED: &[&str] = &{
+    let mut names = [""; SHAPES.len()];
+    let mut index = 0;
+    while index < names.len() {
+        names[index] = SHAPES[index].name;
+        index += 1;
+    }
+    names
+};
 
 /// The config of a published model, by a name of [`PUBLISHED`].
 ///
 /// - `2b4t`: microsoft/bitnet-b1.58-2B-4T. ReLU², sub-norms, tied head.
-/// - `3b`: 1bitLLM/bitnet_b1_58-3B. The arithmetic of the same family with SiLU for ReLU², as its
-///   config says; sub-norms, tied head, head dimension 100.
+/// - `0.7b`, `1.3b`, `3b`: 1bitLLM/bitnet_b1_58-{large, xl, 3B}. The arithmetic of the same family with
+///   SiLU for ReLU², as their configs say; of the 3B the head dimension is 100.
 /// - `8b`: HF1BitLLM/Llama3-8B-1.58. SiLU, no sub-norms, a head of its own.
+/// - `falcon3-1b` to `falcon3-10b`, `falcon-e-1b` and `-3b`: tiiuae's, of the same shape. The sizes of
+///   Falcon-E are not from its configs, which could not be read.
+/// - `embedding-0.6b`, `embedding-270m`: microsoft/bitnet-embedding, with a norm before each
+///   projection; the smaller without a sliding window.
+/// - `125m` to `100b`: the models that bitnet.cpp's papers measured speed with. None of them was ever
+///   trained.
 pub fn published(name: &str) -> Option<ModelConfig> {
-    let two = ModelConfig {
-        family: Family::BitNet,
-        hidden: 2560,
-        ffn: 6912,
-        layers: 30,
-        heads: Heads { query: 20, kv: 5, dim: 128 },
-        vocabulary: 128_256,
-        context: 4096,
-        rms_eps: 1e-5,
-        rope_theta: 500_000.0,
-        activation: Activation::Relu2,
-        tied_head: true,
+    let shape = SHAPES.iter().find(|shape| shape.name == name)?;
+    let ([hidden, ffn, layers, vocabulary], [query, kv, dim]) = (shape.sizes, shape.heads);
+    Some(ModelConfig {
+        family: shape.family,
+        hidden,
+        ffn,
+        layers,
+        heads: Heads { query, kv, dim },
+        vocabulary,
+        context: shape.context,
+        rms_eps: shape.rms_eps,
+        rope_theta: shape.rope_theta,
+        activation: shape.activation,
+        tied_head: shape.tied_head,
         attention: Attention::default(),
-    };
-    match name {
-        "2b4t" => Some(two),
-        "3b" => Some(ModelConfig {
-            hidden: 3200,
-            ffn: 8640,
-            layers: 26,
-            heads: Heads { query: 32, kv: 32, dim: 100 },
-            vocabulary: 32_002,
-            context: 2048,
-            rope_theta: 10_000.0,
-            activation: Activation::Silu,
-            ..two
-        }),
-        "8b" => Some(ModelConfig {
-            family: Family::Llama,
-            hidden: 4096,
-            ffn: 14_336,
-            layers: 32,
-            heads: Heads { query: 32, kv: 8, dim: 128 },
-            context: 8192,
-            activation: Activation::Silu,
-            tied_head: false,
-            ..two
-        }),
-        _ => None,
-    }
+    })
 }
 
 /// A random model. The embedding table, and the head where it is not tied, are bf16 and made when
@@ -284,15 +396,47 @@ mod tests {
         for name in PUBLISHED {
             published(name).expect(name).validate().expect(name);
         }
-        assert!(published("7b").is_none());
+        assert!(published("4b").is_none());
         let invalid = ModelConfig { ffn: 0, ..small() };
         assert!(SyntheticModel::new(invalid, 1).is_err());
     }
 
-    /// Published counts: see `model::config`, and 3,324,387,840 for the 3B.
+    /// Counts of the safetensors indexes of the checkpoints that have been read, and for the papers'
+    /// models the bytes of ternary weights that their sizes give.
     #[test]
-    fn the_3b_has_its_published_size() {
-        assert_eq!(published("3b").map(|config| config.parameters()), Some(3_324_387_840));
+    fn shapes_have_their_published_sizes() {
+        for (name, parameters) in [
+            ("2b4t", 2_412_820_480),
+            ("0.7b", 728_842_752),
+            ("1.3b", 1_273_583_584),
+            ("3b", 3_324_387_840),
+            ("8b", 8_030_261_248),
+            ("falcon3-1b", 1_669_408_768),
+            ("falcon3-3b", 3_227_655_168),
+            ("falcon3-7b", 7_455_550_464),
+            ("falcon3-10b", 10_305_653_760),
+            ("falcon-e-1b", 1_719_764_992),
+            ("falcon-e-3b", 3_053_586_432),
+        ] {
+            assert_eq!(published(name).expect(name).parameters(), parameters, "{name}");
+        }
+        for (name, bytes) in [
+            ("embedding-0.6b", 110_100_480),
+            ("embedding-270m", 25_067_520),
+            ("125m", 25_952_256),
+            ("350m", 81_788_928),
+            ("1b", 232_783_872),
+            ("1.5b", 363_331_584),
+            ("2.7b", 651_165_696),
+            ("3.8b", 920_125_440),
+            ("7b", 1_719_664_640),
+            ("13b", 3_171_942_400),
+            ("30b", 7_565_475_840),
+            ("70b", 17_448_304_640),
+            ("100b", 24_989_663_232),
+        ] {
+            assert_eq!(published(name).expect(name).ternary_parameters() / 4, bytes, "{name}");
+        }
     }
 
     #[test]

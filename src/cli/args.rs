@@ -36,7 +36,11 @@ impl ModelArgs {
 pub(crate) struct AnyModelArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// A random model of a published shape, the same at every run: 2b4t, 3b or 8b
+    /// A random model of a published shape, the same at every run: 2b4t, 3b, 8b, 100b, …
+    ///
+    /// Checkpoints: 2b4t; 0.7b, 1.3b, 3b (1bitLLM); 8b (Llama3-8B-1.58); falcon3-1b, -3b, -7b, -10b;
+    /// falcon-e-1b, -3b; embedding-0.6b, -270m. Sizes that bitnet.cpp's papers measured: 125m, 350m, 1b,
+    /// 1.5b, 2.7b, 3.8b, 7b, 13b, 30b, 70b, 100b.
     #[arg(long, value_name = "SHAPE", conflicts_with = "model")]
     pub(crate) synthetic: Option<String>,
 }

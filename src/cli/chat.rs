@@ -137,7 +137,9 @@ struct Conversation {
 impl Chat {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
         let options = self.device.options(self.context.context, KvType::F16);
-        let model = load(self.model.open()?, &options)?;
+        let files = self.model.open()?;
+        files.check_writes()?;
+        let model = load(files, &options)?;
         if model.chat.is_none() {
             return Err(ChatTemplate::missing().into());
         }

@@ -174,7 +174,9 @@ impl Generate {
         let prompt = self.prompt()?;
         let started = Instant::now();
         let options = self.device.options(self.context.context, KvType::F16);
-        let mut model = load(self.model.open()?, &options)?;
+        let files = self.model.open()?;
+        files.check_writes()?;
+        let mut model = load(files, &options)?;
         let load_time = started.elapsed();
         let params = self.params(&model)?;
         let ids = model.tokenizer()?.encode(&prompt, Special::MARKUP)?;

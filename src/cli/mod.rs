@@ -12,6 +12,7 @@ mod chat;
 mod completions;
 mod device_test;
 mod devices;
+mod embed;
 mod failure;
 mod fit;
 mod generate;
@@ -61,6 +62,7 @@ enum Command {
     Inspect(inspect::Inspect),
     Devices(devices::Devices),
     Tokenize(tokenize::Tokenize),
+    Embed(embed::Embed),
     Score(score::Score),
     Perplexity(perplexity::Perplexity),
     Bench(bench::Bench),
@@ -75,6 +77,7 @@ impl Command {
             Self::Inspect(command) => command.run(),
             Self::Devices(command) => command.run(),
             Self::Tokenize(command) => command.run(),
+            Self::Embed(command) => command.run(),
             Self::Score(command) => command.run(),
             Self::Perplexity(command) => command.run(),
             Self::Bench(command) => command.run(),

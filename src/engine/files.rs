@@ -6,7 +6,7 @@ use super::sampling::SamplingParams;
 use crate::checkpoint::synthetic::{self, SyntheticModel};
 use crate::checkpoint::{self, Checkpoint, GenerationDefaults, TokenizerFiles};
 use crate::error::{LoadError, SubmitError};
-use crate::model::config::ModelConfig;
+use crate::model::config::{Family, ModelConfig};
 use crate::model::weights::WeightSource;
 use crate::text::{ChatTemplate, Tokenizer};
 
@@ -46,6 +46,10 @@ pub struct ModelFiles {
     pub bos: Option<u32>,
     /// What to call the model.
     pub name: String,
+    /// Whether the model is made to embed texts, and not to write any.
+    pub embeds: bool,
+    /// Tokens that end a text that is embedded.
+    pub embedding_end: Vec<u32>,
     weights: Weights,
 }
 
@@ -103,6 +107,8 @@ impl ModelFiles {
         }
         check_defaults(&defaults, &checkpoint)?;
         let vocabulary = checkpoint.config().vocabulary;
+        let embedding_end =
+            tokenizer.as_ref().map_or(Vec::new(), |t| embedding_end(&checkpoint, t));
         let bos = tokenizer.as_ref().and_then(Tokenizer::bos_id);
         let bos = bos.or(checkpoint.generation().bos_token_id);
         Ok(Self {
@@ -111,6 +117,8 @@ impl ModelFiles {
             defaults,
             bos: bos.filter(|&id| (id as usize) < vocabulary),
             name: checkpoint.summary().path.display().to_string(),
+            embeds: checkpoint.embeds(),
+            embedding_end,
             weights: Weights::Checkpoint(Box::new(checkpoint)),
         })
     }
@@ -127,6 +135,8 @@ impl ModelFiles {
             defaults: SamplingParams::default(),
             bos: None,
             name: format!("synthetic {name}"),
+            embeds: false,
+            embedding_end: Vec::new(),
             weights: Weights::Synthetic(SyntheticModel::new(config, SYNTHETIC_SEED)?),
         })
     }
@@ -150,6 +160,15 @@ impl ModelFiles {
             Weights::Checkpoint(checkpoint) => Some(checkpoint),
             Weights::Synthetic(_) => None,
         }
+    }
+
+    /// Refuses a model that has no head to write text with.
+    ///
+    /// # Errors
+    ///
+    /// A model that is made to embed texts.
+    pub fn check_writes(&self) -> Result<(), SubmitError> {
+        check_writes(self.embeds, &self.name)
     }
 
     /// The tokenizer, or a refusal.
@@ -215,6 +234,30 @@ fn read_tokenizer(
     Ok(Some(tokenizer))
 }
 
+/// Tokens that end a text to be embedded, whose rows have seen all of it: what the post-processor puts
+/// there, else EOS if `tokenizer_config.json` asks for it. A Qwen3 embedder was trained with
+/// `<|endoftext|>` there, which is not its EOS (microsoft/BitNet,
+/// `utils/convert-bitnet-embedding-to-gguf.py`), so it comes last whatever the files say.
+fn embedding_end(checkpoint: &Checkpoint, tokenizer: &Tokenizer) -> Vec<u32> {
+    if !tokenizer.suffix().is_empty() || !checkpoint.embeds() {
+        return tokenizer.suffix().to_vec();
+    }
+    let eos = tokenizer.eos_id();
+    let end = match checkpoint.config().family {
+        Family::Qwen3 => tokenizer.token_id("<|endoftext|>").or(eos),
+        _ => eos.filter(|_| checkpoint.tokenizer().add_eos_token == Some(true)),
+    };
+    end.into_iter().collect()
+}
+
+pub(super) fn check_writes(embeds: bool, name: &str) -> Result<(), SubmitError> {
+    if !embeds {
+        return Ok(());
+    }
+    let found = format!("{name}, which embeds texts and has no head; trine embed runs it");
+    Err(SubmitError::invalid("model", "one that writes text", found))
+}
+
 pub(super) fn tokenizer_of<'t>(
     tokenizer: &'t Option<Tokenizer>,
     name: &str,
@@ -245,8 +288,12 @@ mod tests {
 
     #[test]
     fn an_unknown_shape_is_refused() {
-        let source = ModelSource::Synthetic("70b".into());
+        let source = ModelSource::Synthetic("4b".into());
         let error = ModelFiles::open(&source).unwrap_err().to_string();
-        assert_eq!(error, "option synthetic: expected 2b4t, 3b, 8b, found \"70b\"");
+        assert!(
+            error.starts_with("option synthetic: expected 2b4t, 0.7b, 1.3b, 3b, 8b, "),
+            "{error}"
+        );
+        assert!(error.ends_with(", 70b, 100b, found \"4b\""), "{error}");
     }
 }

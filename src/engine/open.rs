@@ -14,13 +14,14 @@
 
 use std::path::PathBuf;
 
-use super::files::{ModelFiles, ModelSource, tokenizer_of};
+use super::embed::Pooling;
+use super::files::{ModelFiles, ModelSource, check_writes, tokenizer_of};
 use super::sampling::SamplingParams;
 use super::session::Session;
 use super::text_stream::TextStream;
 use crate::backend::KvType;
 use crate::backend::select::DeviceName;
-use crate::error::{LoadError, SubmitError};
+use crate::error::{LoadError, RunError, SubmitError};
 use crate::model::activations::Reserve;
 use crate::model::config::ModelConfig;
 use crate::model::open::{DeviceOptions, open};
@@ -156,6 +157,10 @@ pub struct LoadedModel {
     pub bos: Option<u32>,
     /// What to call the model.
     pub name: String,
+    /// Whether the model is made to embed texts, and not to write any.
+    pub embeds: bool,
+    /// Tokens that end a text that is embedded.
+    pub embedding_end: Vec<u32>,
 }
 
 impl LoadedModel {
@@ -189,6 +194,8 @@ impl LoadedModel {
             defaults: files.defaults,
             bos: files.bos,
             name: files.name,
+            embeds: files.embeds,
+            embedding_end: files.embedding_end,
         })
     }
 
@@ -237,6 +244,44 @@ impl LoadedModel {
         self.generate_ids(&ids, params)
     }
 
+    /// The ids of a text that is to be embedded: its tokens, then those that end it.
+    ///
+    /// # Errors
+    ///
+    /// A text that is refused; a checkpoint without a tokenizer.
+    pub fn embedding_ids(&self, text: &str) -> Result<Vec<u32>, SubmitError> {
+        let mut ids = self.tokenizer()?.encode(text, Special::PROMPT)?;
+        ids.extend(&self.embedding_end);
+        Ok(ids)
+    }
+
+    /// The embeddings of texts, of length 1 each ([`Session::embed`]). Any model has them; those of
+    /// one that was not made for it say little.
+    ///
+    /// ```no_run
+    /// use trine::engine::{LoadedModel, ModelOptions, Pooling};
+    ///
+    /// let mut model = LoadedModel::open("models/bitnet-embedding-0.6b", &ModelOptions::default())?;
+    /// let found = model.embed_texts(&["a boat on a river", "a ship at sea"], Pooling::Last)?;
+    /// let alike: f32 = found[0].iter().zip(&found[1]).map(|(a, b)| a * b).sum();
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// A text that is refused, before any work is done; a failure of the device.
+    pub fn embed_texts(
+        &mut self,
+        texts: &[impl AsRef<str>],
+        pooling: Pooling,
+    ) -> Result<Vec<Vec<f32>>, RunError> {
+        let ids = texts
+            .iter()
+            .map(|text| self.embedding_ids(text.as_ref()))
+            .collect::<Result<Vec<_>, _>>()?;
+        self.session.embed(&ids, pooling)
+    }
+
     /// Continues tokens.
     ///
     /// # Errors
@@ -247,6 +292,7 @@ impl LoadedModel {
         ids: &[u32],
         params: &SamplingParams,
     ) -> Result<TextStream<'_>, SubmitError> {
+        check_writes(self.embeds, &self.name)?;
         let tokenizer = tokenizer_of(&self.tokenizer, &self.name)?;
         let generation = self.session.generate(ids, params)?;
         Ok(TextStream::new(generation, tokenizer, &params.stop))

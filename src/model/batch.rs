@@ -68,6 +68,8 @@ pub enum Purpose {
     },
     /// Logit rows may have targets; the last pass of logits can be read afterwards.
     Score,
+    /// Logit rows are normed and go through no head: [`Batch::hidden`] brings them back.
+    Embed,
 }
 
 /// One step.

@@ -230,7 +230,9 @@ impl<B: Backend> StepExecutor for Executor<B> {
             (sampling && output.tokens[*row] == NONE)
                 || output.logprobs.get(*row).is_some_and(|logprob| logprob.is_nan())
         };
-        if let Some(row) = (0..step.rows).find(not_finite) {
+        let width = self.config.hidden;
+        let bad = output.hidden.iter().position(|x| !x.is_finite()).map(|at| at / width);
+        if let Some(row) = (0..step.rows).find(not_finite).or(bad) {
             let request = format!("the sequence on lane {}", step.lanes[row]);
             return Err(RunError::NonFinite { request });
         }

@@ -247,6 +247,19 @@ impl<B: Backend> Step<'_, B> {
         rows: usize,
     ) -> Result<(), RunError> {
         let vocabulary = self.config.vocabulary;
+        let norm = self.norm(&self.weights.final_norm);
+        if self.key.logits == LogitUse::Absent {
+            return r.rms_norm(RmsNorm {
+                rows,
+                width: self.config.hidden,
+                input: &a.residual,
+                gather: Some(&a.batch.logit_rows),
+                first,
+                norm,
+                output: &mut a.normed,
+                epilogue: Epilogue::Store,
+            });
+        }
         r.lm_head(LmHead {
             rows,
             first,
@@ -254,13 +267,13 @@ impl<B: Backend> Step<'_, B> {
             vocabulary,
             batch: &a.batch,
             input: &a.residual,
-            norm: self.norm(&self.weights.final_norm),
+            norm,
             table: self.weights.head.as_ref().unwrap_or(&self.weights.embedding),
             normed: &mut a.normed,
             logits: &mut a.logits,
         })?;
         match self.key.logits {
-            LogitUse::Keep => Ok(()),
+            LogitUse::Keep | LogitUse::Absent => Ok(()),
             LogitUse::Score => r.score(Score {
                 rows,
                 first,

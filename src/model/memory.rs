@@ -53,3 +53,30 @@ pub(super) fn check_memory(
         ),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::synthetic::published;
+    use crate::engine::ModelOptions;
+
+    /// Whether a shape fits into 24 GB, the CPU's or a GPU's own.
+    fn fits(name: &str, own: bool) -> Result<(), String> {
+        let config = published(name).expect(name);
+        let reserve = ModelOptions::default().reserve(&config).expect("the defaults");
+        let mut device = DeviceInfo::new("cpu", "a machine of 24 GB");
+        (device.memory, device.asynchronous) = (Some(24_000_000_000), own);
+        check_memory(&device, &config, &reserve).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_100b_model_is_refused_on_24_gb_with_the_arithmetic() {
+        let error = fits("100b", false).expect_err("25 GB of weights");
+        for part in ["ternary weights 24990 MB", "KV cache for 2048 tokens", "available 24000 MB"] {
+            assert!(error.contains(part), "{part} in {error}");
+        }
+        assert!(fits("100b", true).expect_err("more yet").contains("embedding and head 524 MB"));
+        assert_eq!(fits("70b", false), Ok(()));
+        assert_eq!(fits("70b", true), Ok(()));
+    }
+}

@@ -104,6 +104,7 @@ impl Staging {
             logits: match batch.purpose {
                 Purpose::Score if scored => LogitUse::Score,
                 Purpose::Score => LogitUse::Keep,
+                Purpose::Embed => LogitUse::Absent,
                 Purpose::Sample { logprobs: true } => LogitUse::SampleLogprobs,
                 Purpose::Sample { .. } if self.greedy => LogitUse::Greedy,
                 Purpose::Sample { .. } => LogitUse::Sample,
@@ -123,7 +124,7 @@ impl Staging {
     /// The key of a step of these sizes.
     pub(super) fn round_up(&self, sizes: StepKey, bucket: &dyn Fn(usize) -> usize) -> StepKey {
         let most_rows = match sizes.logits {
-            LogitUse::Keep | LogitUse::Score => self.reserve.step_tokens,
+            LogitUse::Keep | LogitUse::Score | LogitUse::Absent => self.reserve.step_tokens,
             _ => self.most_sequences(),
         };
         // Never one more pass of the head: it would hold padding alone, and overwrite the logits

@@ -95,6 +95,7 @@ struct Inner {
     stages: Arc<[Stage]>,
     special: Vec<u32>,
     prefix: Vec<u32>,
+    suffix: Vec<u32>,
     bos: Option<u32>,
     eos: Option<u32>,
     vocabulary: usize,
@@ -152,7 +153,7 @@ impl Tokenizer {
         let bos = named(file, &mut tokenizer, "bos_token", options.bos_token.as_deref())?;
         let eos = named(file, &mut tokenizer, "eos_token", options.eos_token.as_deref())?;
         let vocabulary = check_ids(file, &tokenizer)?;
-        let prefix = prefix(file, &tokenizer, bos, options.add_bos_token)?;
+        let (prefix, suffix) = around(file, &tokenizer, bos, options.add_bos_token)?;
 
         let added = tokenizer.get_added_vocabulary();
         let mut special = Vec::new();
@@ -187,6 +188,7 @@ impl Tokenizer {
             special,
             bos: bos.or_else(|| prefix.first().copied()),
             prefix,
+            suffix,
             eos,
             vocabulary,
             tokenizer,
@@ -315,6 +317,12 @@ impl Tokenizer {
         self.inner.special.binary_search(&id).is_ok()
     }
 
+    /// What the post-processor puts after a text, which encoding leaves out: a prompt is there to be
+    /// continued, and a text to be embedded ends with it.
+    pub fn suffix(&self) -> &[u32] {
+        &self.inner.suffix
+    }
+
     /// The beginning-of-sequence token: the one named in the options, else the first that the
     /// post-processor adds.
     pub fn bos_id(&self) -> Option<u32> {
@@ -431,16 +439,16 @@ fn check_ids(file: &Path, tokenizer: &tokenizers::Tokenizer) -> Result<usize, Lo
     }
 }
 
-/// What goes before a text: found by processing one token that no vocabulary has.
-fn prefix(
+/// What goes before and after a text: found by processing one token that no vocabulary has.
+fn around(
     file: &Path,
     tokenizer: &tokenizers::Tokenizer,
     bos: Option<u32>,
     add_bos: Option<bool>,
-) -> Result<Vec<u32>, LoadError> {
+) -> Result<(Vec<u32>, Vec<u32>), LoadError> {
     let bad =
         |expected: &str, found: String| LoadError::invalid(file, "post_processor", expected, found);
-    let mut prefix = Vec::new();
+    let (mut prefix, mut suffix) = (Vec::new(), Vec::new());
     if let Some(processor) = tokenizer.get_post_processor() {
         let probe = u32::MAX;
         let encoding = Encoding::from_tokens(vec![Token::new(probe, String::new(), (0, 0))], 0);
@@ -454,8 +462,11 @@ fn prefix(
             let found = "one that drops or repeats it".to_owned();
             return Err(bad("a template that holds the text once", found));
         }
-        prefix.extend(ids.into_iter().take_while(|&id| id != probe));
-        if let Some(id) = prefix.iter().find(|&&id| tokenizer.id_to_token(id).is_none()) {
+        prefix.extend(ids.iter().take_while(|&&id| id != probe));
+        suffix.extend(ids[prefix.len() + 1..].iter());
+        if let Some(id) =
+            prefix.iter().chain(&suffix).find(|&&id| tokenizer.id_to_token(id).is_none())
+        {
             return Err(bad("tokens of the vocabulary", format!("id {id}")));
         }
     }
@@ -470,5 +481,5 @@ fn prefix(
             return Err(LoadError::invalid(file, "bos_token", expected, "none"));
         }
     }
-    Ok(prefix)
+    Ok((prefix, suffix))
 }

@@ -6,6 +6,7 @@ mod chat;
 mod cuda;
 #[cfg(feature = "wgpu")]
 mod devices;
+mod embed;
 mod refusals;
 mod run;
 mod scoring;

@@ -139,6 +139,8 @@ pub(crate) fn awkward_models() -> Vec<RandomModel> {
         model(6, Llama, [10, 3, 2, 5], [2, 1, 2])(GeluTanh, false, Bf16, F32),
         model(7, Qwen3, [44, 60, 2, 83], [4, 2, 14])(Silu, true, Bf16, Bf16),
         gemma,
+        // The remainders of 1bitLLM's 3B: 3200 and 8640 by 256, and heads of 100.
+        model(9, BitNet, [384, 448, 1, 67], [2, 2, 100])(Silu, true, F16, F16),
     ]
 }
 
