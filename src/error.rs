@@ -1,4 +1,4 @@
-//! The three errors of the library: loading, submitting, running.
+//! The errors of the library: loading, exporting, submitting, running.
 //!
 //! Each message is a sentence that says what was being done, what was found, what was expected, and
 //! where there is something to do about it, what to do.
@@ -128,6 +128,73 @@ pub(crate) fn quote(text: &str, limit: usize) -> String {
         if c.is_control() { quoted.extend(c.escape_default()) } else { quoted.push(c) }
     }
     quoted
+}
+
+/// Why a model could not be written to files.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExportError {
+    /// The model could not be read.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Something is there already and may not be replaced.
+    #[error("{}: it is there already; --force replaces it", path.display())]
+    Exists {
+        /// Where the model was to be written.
+        path: PathBuf,
+    },
+    /// What is there is of another kind.
+    #[error("{}: expected {expected}, found something else there", path.display())]
+    Kind {
+        /// Where the model was to be written.
+        path: PathBuf,
+        /// What may be there.
+        expected: &'static str,
+    },
+    /// A folder that was to be replaced holds a file that is not of a checkpoint.
+    #[error(
+        "{}: is not replaced, since {} is no file of a checkpoint; move it, or name another folder",
+        path.display(), file.display()
+    )]
+    Foreign {
+        /// Where the model was to be written.
+        path: PathBuf,
+        /// The file.
+        file: PathBuf,
+    },
+    /// The format has no place for something.
+    #[error("{what}: {reason}; {instead}")]
+    Unfit {
+        /// The tensor, or what else.
+        what: String,
+        /// What is in the way.
+        reason: String,
+        /// What would work.
+        instead: String,
+    },
+    /// A file could not be written.
+    #[error("{}: cannot be written: {}", file.display(), in_words(source))]
+    Write {
+        /// The file.
+        file: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// The caller stopped it.
+    #[error("the conversion was stopped; nothing was written")]
+    Cancelled,
+}
+
+/// What the operating system said, and what to do if that is known.
+fn in_words(error: &std::io::Error) -> String {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    match error.kind() {
+        StorageFull | QuotaExceeded => {
+            format!("the disk is full ({error}); what was written is removed")
+        }
+        FileTooLarge => format!("files there may not be that large ({error})"),
+        _ => error.to_string(),
+    }
 }
 
 /// Why a request was refused before any work was done for it.

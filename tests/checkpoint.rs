@@ -1,6 +1,7 @@
 //! Checkpoints of every published form open, and give the weights that were written.
 
 mod checkpoint_base;
+mod checkpoint_export;
 mod checkpoint_gguf;
 
 use checkpoint_base::{

@@ -23,9 +23,11 @@
 //! | `tokenizer_files`, `gguf_tokenizer`, `generation_config` | text and sampling |
 //! | `demo` (feature `cli`) | the model that is part of the binary |
 //! | [`synthetic`] | nothing: random models of published shapes |
+//! | [`export`] | nothing: it writes |
 
 #[cfg(feature = "cli")]
 pub mod demo;
+pub mod export;
 mod files;
 mod foreign;
 mod generation_config;
@@ -70,6 +72,8 @@ pub struct Checkpoint {
     /// Whether it is made to embed texts, and not to write any.
     embeds: bool,
     summary: Summary,
+    /// Where files about text can be had as they are.
+    files: Option<Files>,
 }
 
 /// Opens a checkpoint: a folder with `config.json` and `model.safetensors`, a `.safetensors` file in
@@ -168,7 +172,8 @@ fn open_gguf(files: &Files, name: &str) -> Result<Checkpoint, LoadError> {
     summary.assumed.extend(tokenizer.notes.iter().cloned());
     // No architecture that is read has a model without a head.
     let embeds = false;
-    Ok(Checkpoint { weights: Box::new(weights), tokenizer, generation, embeds, summary })
+    let files = tokenizer.gguf.is_none().then(|| files.clone());
+    Ok(Checkpoint { weights: Box::new(weights), tokenizer, generation, embeds, summary, files })
 }
 
 fn open_hf(files: Files, single: Option<&str>) -> Result<Checkpoint, LoadError> {
@@ -185,7 +190,8 @@ fn open_hf(files: Files, single: Option<&str>) -> Result<Checkpoint, LoadError> 
     let path = single.map_or_else(|| files.location().to_owned(), |name| files.path(name));
     let summary = summary::of_hf(path, &config, &weights, &tensors);
     let embeds = config.form.embeds || files.has("modules.json");
-    Ok(Checkpoint { weights: Box::new(weights), tokenizer, generation, embeds, summary })
+    let files = Some(files);
+    Ok(Checkpoint { weights: Box::new(weights), tokenizer, generation, embeds, summary, files })
 }
 
 impl Checkpoint {

@@ -28,6 +28,8 @@ pub struct TokenizerFiles {
     pub bos_token: Option<String>,
     /// Text of the token that ends an answer.
     pub eos_token: Option<String>,
+    /// Text of the token that fills up a batch.
+    pub pad_token: Option<String>,
     /// Whether encoding puts `bos_token` first, if `tokenizer_config.json` says so.
     pub add_bos_token: Option<bool>,
     /// Whether encoding puts `eos_token` last, if `tokenizer_config.json` says so.
@@ -82,6 +84,7 @@ pub(crate) fn read(files: &Files) -> Result<TokenizerFiles, LoadError> {
         let fields = Fields { file: &file, prefix: "", map: &map };
         out.bos_token = token(&fields, "bos_token")?;
         out.eos_token = token(&fields, "eos_token")?;
+        out.pad_token = token(&fields, "pad_token")?;
         out.add_bos_token = fields.boolean("add_bos_token")?;
         out.add_eos_token = fields.boolean("add_eos_token")?;
         match fields.get("chat_template") {

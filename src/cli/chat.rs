@@ -11,7 +11,7 @@ use trine::engine::{LoadedModel, SamplingParams};
 use trine::text::{ChatTemplate, Message};
 
 use super::args::{ContextArgs, DeviceArgs, ModelArgs, SamplingArgs, load};
-use super::failure::{self, Partly, bad_input};
+use super::failure::{self, INTERRUPTED, Partly, bad_input};
 use super::generate::Answer;
 use super::output;
 use super::parse::{self, Limit};
@@ -65,8 +65,6 @@ Ctrl-C stops an answer. Anything else is said to the model.";
 /// Ctrl-Cs (or requests to end) since the answer in progress began; [`IDLE`] between answers.
 static INTERRUPTS: AtomicUsize = AtomicUsize::new(IDLE);
 const IDLE: usize = usize::MAX;
-/// Exit code after Ctrl-C, as shells have it.
-const INTERRUPTED: i32 = 130;
 
 /// The first Ctrl-C during an answer stops it; the second, and any outside an answer, the program.
 fn on_interrupt() {
@@ -74,7 +72,7 @@ fn on_interrupt() {
         (count != IDLE).then_some(count + 1)
     });
     if count != Ok(0) {
-        std::process::exit(INTERRUPTED);
+        std::process::exit(INTERRUPTED.into());
     }
 }
 
@@ -169,7 +167,7 @@ impl Conversation {
             let line = match turns.next()? {
                 Input::Line(line) => line,
                 Input::End => break,
-                Input::Interrupt if interrupted => std::process::exit(INTERRUPTED),
+                Input::Interrupt if interrupted => std::process::exit(INTERRUPTED.into()),
                 Input::Interrupt => {
                     interrupted = true;
                     output::note("Ctrl-C again, or Ctrl-D, ends the program");

@@ -5,7 +5,10 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use trine::error::{LoadError, RunError, SubmitError};
+use trine::error::{ExportError, LoadError, RunError, SubmitError};
+
+/// Exit code after Ctrl-C, as shells have it.
+pub(crate) const INTERRUPTED: u8 = 130;
 
 /// What the user gave is wrong, in a sentence.
 #[derive(Debug)]
@@ -44,6 +47,9 @@ pub(crate) fn is_bad_input(error: &anyhow::Error) -> bool {
     if let Some(error) = error.downcast_ref::<LoadError>() {
         return !matches!(error, LoadError::OutOfMemory { .. } | LoadError::Prepare(_));
     }
+    if let Some(error) = error.downcast_ref::<ExportError>() {
+        return !matches!(error, ExportError::Write { .. } | ExportError::Cancelled);
+    }
     error.is::<BadInput>()
         || error.is::<SubmitError>()
         || matches!(error.downcast_ref(), Some(RunError::Submit(_)))
@@ -57,6 +63,9 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     super::output::note(format_args!("error: {}", sentence(error)));
+    if matches!(error.downcast_ref(), Some(ExportError::Cancelled)) {
+        return ExitCode::from(INTERRUPTED);
+    }
     ExitCode::from(if is_bad_input(error) { 2 } else { 1 })
 }
 

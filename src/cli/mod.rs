@@ -10,6 +10,7 @@ mod bench_power;
 mod bench_report;
 mod chat;
 mod completions;
+mod convert;
 mod device_test;
 mod devices;
 mod embed;
@@ -66,6 +67,7 @@ enum Command {
     Score(score::Score),
     Perplexity(perplexity::Perplexity),
     Bench(bench::Bench),
+    Convert(convert::Convert),
     Completions(completions::Completions),
 }
 
@@ -81,6 +83,7 @@ impl Command {
             Self::Score(command) => command.run(),
             Self::Perplexity(command) => command.run(),
             Self::Bench(command) => command.run(),
+            Self::Convert(command) => command.run(),
             Self::Completions(command) => command.run(),
         }
     }

@@ -35,16 +35,21 @@ const PLAIN: Split = Split {
     add_bos: false,
 };
 
+const LLAMA3_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
 /// Llama 3, and with it BitNet 2B4T, Falcon 3 and Falcon-E.
 pub(crate) static LLAMA3: Split = Split {
     names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon_e"],
-    patterns: &[
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    ],
+    patterns: &[LLAMA3_PATTERN],
     whole_words: true,
     add_bos: true,
     ..PLAIN
 };
+
+/// Llama 3's expression where merges come before whole words (`src/llama-vocab.cpp` has both names with
+/// the expression of Llama 3 and without its `ignore_merges`). What `trine convert` names such a
+/// tokenizer.
+static SMAUG: Split = Split { names: &["smaug-bpe", "dbrx"], patterns: &[LLAMA3_PATTERN], ..PLAIN };
 
 static QWEN2: Split = Split {
     names: &["qwen2"],
@@ -72,7 +77,7 @@ pub(crate) static DEFAULT: Split = Split {
     ..PLAIN
 };
 
-static ALL: [&Split; 5] = [&LLAMA3, &QWEN2, &GPT2, &SMOLLM, &DEFAULT];
+static ALL: [&Split; 6] = [&LLAMA3, &SMAUG, &QWEN2, &GPT2, &SMOLLM, &DEFAULT];
 
 impl Split {
     /// The way that a name stands for.

@@ -2,6 +2,7 @@
 
 mod bench;
 mod chat;
+mod convert;
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(feature = "wgpu")]

@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use super::run::{command, demo, fixture, line, parsed, trine, with_input};
 
-const COMMANDS: [&str; 9] = [
+const COMMANDS: [&str; 10] = [
     "generate",
     "chat",
     "inspect",
@@ -14,6 +14,7 @@ const COMMANDS: [&str; 9] = [
     "score",
     "perplexity",
     "bench",
+    "convert",
     "completions",
 ];
 

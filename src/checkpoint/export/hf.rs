@@ -1,0 +1,527 @@
+//! A Hugging Face folder: `config.json`, packed safetensors, and the files of the tokenizer.
+//!
+//! The form is that of microsoft/bitnet-b1.58-2B-4T: `autobitlinear`, `offline`, where a matrix is
+//! multiplied by its `weight_scale`. It is written for Llamas too: the scale of the other form,
+//! `bitlinear`, divides, and not every f32 has a reciprocal that gives it back.
+//!
+//! The container is written here and not by the safetensors crate, which wants all tensors at once
+//! or, through its `View`, without a way to fail or to be stopped.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use half::{bf16, f16};
+use serde_json::{Map, Value, json};
+
+use super::destination::{self, NewFolder};
+use super::encode::{TableType, pack_rows};
+use super::stream::Stream;
+use super::{ExportOptions, Exported, Progress, Source, Table, own_type, threads, write_table};
+use crate::checkpoint::hf_config::{FORMS, Form};
+use crate::checkpoint::hf_weights::PROJECTIONS as NAMES;
+use crate::checkpoint::safetensors::{INDEX, SINGLE};
+use crate::error::ExportError;
+use crate::model::config::{NormRole, Projection};
+use crate::tensor::{FloatType, SharedBytes};
+use crate::text::Tokenizer;
+
+/// Files about text and sampling, which are copied.
+pub(super) const COMPANIONS: &[&str] = &[
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+];
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
+
+/// The most bytes of tensors in a file, as transformers has it, unless one tensor has more.
+const SHARD: u64 = 5_000_000_000;
+
+/// A tensor to be written.
+struct Tensor {
+    name: String,
+    dtype: &'static str,
+    shape: Vec<usize>,
+    bytes: u64,
+    data: Data,
+}
+
+enum Data {
+    Norm(NormRole, FloatType),
+    Packed { layer: usize, projection: Projection },
+    Scale { layer: usize, projection: Projection, float: FloatType },
+    Table(Table, TableType),
+}
+
+/// Writes a folder.
+pub(super) fn write(
+    source: &Source<'_>,
+    path: &Path,
+    options: &ExportOptions,
+    progress: Progress<'_>,
+) -> Result<Exported, ExportError> {
+    if options.arch.is_some() {
+        return Err(ExportError::Unfit {
+            what: "--arch".into(),
+            reason: "it names the architecture of a GGUF file".into(),
+            instead: "--type hf does without".into(),
+        });
+    }
+    let config = source.weights.config();
+    let form = FORMS.iter().find(|form| form.family == config.family);
+    let form = form.ok_or_else(|| ExportError::Unfit {
+        what: "the model's family".into(),
+        reason: format!("transformers has no class for {}", config.family.row().name),
+        instead: "there is no other format".into(),
+    })?;
+    let folder = NewFolder::create(path, options.overwrite)?;
+    let tensors = plan(source, form, options.tables, &mut *progress)?;
+    let shards = shards(&tensors, SHARD);
+    let headers: Vec<Vec<u8>> = shards.iter().map(|shard| header(shard)).collect();
+    let total = headers.iter().map(|header| header.len() as u64).sum::<u64>()
+        + tensors.iter().map(|tensor| tensor.bytes).sum::<u64>();
+
+    for (name, bytes) in texts(source, form, &tensors)? {
+        write_file(&folder, path, name, &bytes)?;
+    }
+    if shards.len() > 1 {
+        write_file(&folder, path, INDEX, index(&shards).to_string().as_bytes())?;
+    }
+    let mut done = 0;
+    for (number, (shard, header)) in shards.iter().zip(&headers).enumerate() {
+        let name = shard_name(number, shards.len());
+        let file = folder.path().join(&name);
+        // Messages name the place that the user knows.
+        let failed = destination::write(&path.join(&name));
+        let mut out = BufWriter::new(File::create_new(&file).map_err(&failed)?);
+        let mut stream = Stream {
+            out: &mut out,
+            failed: &failed,
+            progress: &mut *progress,
+            threads: threads(options),
+            done,
+            total,
+        };
+        stream.write(header)?;
+        for tensor in *shard {
+            write_tensor(&mut stream, source, tensor)?;
+        }
+        done = stream.done;
+        let file = out.into_inner().map_err(|error| failed(error.into_error()))?;
+        file.sync_all().map_err(&failed)?;
+    }
+    folder.keep()?;
+    let mut notes = Vec::new();
+    if source.tokenizer.tokenizer_json.is_none() {
+        notes.push("the model has no tokenizer, and neither has the folder".into());
+    }
+    Ok(Exported { bytes: total, tensors: tensors.len(), notes })
+}
+
+/// Every tensor. Types of large elements first, so that each tensor is aligned to its own.
+fn plan(
+    source: &Source<'_>,
+    form: &Form,
+    tables: Option<TableType>,
+    progress: Progress<'_>,
+) -> Result<Vec<Tensor>, ExportError> {
+    let config = source.weights.config();
+    let mut tensors = vec![table(source, Table::Embedding, tables)?];
+    if !config.tied_head {
+        tensors.push(table(source, Table::Head, tables)?);
+    }
+    tensors.push(norm(source, form, NormRole::Final)?);
+    for layer in 0..config.layers {
+        // Scales of master weights are known when all of them have been read.
+        if !progress(0, 1) {
+            return Err(ExportError::Cancelled);
+        }
+        for role in config.layer_norms(layer) {
+            tensors.push(norm(source, form, role)?);
+        }
+        for projection in Projection::ALL {
+            tensors.extend(matrix(source, layer, projection)?);
+        }
+    }
+    tensors.sort_by_key(|tensor| match tensor.dtype {
+        "F32" => 0,
+        "U8" => 2,
+        _ => 1,
+    });
+    Ok(tensors)
+}
+
+fn table(
+    source: &Source<'_>,
+    table: Table,
+    kind: Option<TableType>,
+) -> Result<Tensor, ExportError> {
+    let name = match table {
+        Table::Embedding => EMBEDDING,
+        Table::Head => HEAD,
+    };
+    let host = source.table(table)?;
+    let kind = kind.unwrap_or(own_type(host.float));
+    if matches!(kind, TableType::Q8_0 | TableType::Q6K) {
+        return Err(ExportError::Unfit {
+            what: name.to_owned(),
+            reason: format!("safetensors has no {}", kind.name()),
+            instead: "--head f16, bf16 or f32 goes with --type hf".into(),
+        });
+    }
+    Ok(Tensor {
+        name: name.to_owned(),
+        dtype: kind.name(),
+        shape: vec![host.rows, host.cols],
+        bytes: (kind.row_bytes(host.cols) * host.rows) as u64,
+        data: Data::Table(table, kind),
+    })
+}
+
+fn norm(source: &Source<'_>, form: &Form, role: NormRole) -> Result<Tensor, ExportError> {
+    let in_layer = |layer: usize, part: &str| format!("model.layers.{layer}.{part}.weight");
+    let name = match role {
+        NormRole::Attention(layer) => in_layer(layer, "input_layernorm"),
+        NormRole::AttentionSub(layer) => in_layer(layer, form.attention_sub_norm),
+        NormRole::Ffn(layer) => in_layer(layer, form.ffn_norm),
+        NormRole::FfnSub(layer) => in_layer(layer, form.ffn_sub_norm),
+        NormRole::Final => "model.norm.weight".to_owned(),
+        // Of families that are refused before.
+        _ => "unknown".to_owned(),
+    };
+    let gain = source.weights.norm(role)?;
+    let float = smallest(&gain);
+    Ok(Tensor {
+        name,
+        dtype: dtype(float),
+        shape: vec![gain.len()],
+        bytes: (gain.len() * float.size()) as u64,
+        data: Data::Norm(role, float),
+    })
+}
+
+fn matrix(
+    source: &Source<'_>,
+    layer: usize,
+    projection: Projection,
+) -> Result<[Tensor; 2], ExportError> {
+    let part = NAMES.iter().find(|(known, _)| *known == projection).map_or("", |(_, name)| name);
+    let name = format!("model.layers.{layer}.{part}.weight");
+    let matrix = source.weights.ternary(layer, projection)?;
+    let (rows, cols) = (matrix.rows(), matrix.cols());
+    if !rows.is_multiple_of(4) {
+        return Err(ExportError::Unfit {
+            what: name,
+            reason: format!("it has {rows} rows, and transformers packs four to a byte"),
+            instead: "GGUF (--type i2_s, tq2_0, tq1_0) holds any number of rows".into(),
+        });
+    }
+    let float = smallest(&[matrix.scale()]);
+    Ok([
+        Tensor {
+            name: format!("{name}_scale"),
+            dtype: dtype(float),
+            shape: vec![1],
+            bytes: float.size() as u64,
+            data: Data::Scale { layer, projection, float },
+        },
+        Tensor {
+            name,
+            dtype: "U8",
+            shape: vec![rows / 4, cols],
+            bytes: (rows / 4 * cols) as u64,
+            data: Data::Packed { layer, projection },
+        },
+    ])
+}
+
+/// The shortest type that holds these values: what a checkpoint's values came from, as a rule.
+fn smallest(values: &[f32]) -> FloatType {
+    if values.iter().all(|value| bf16::from_f32(*value).to_f32() == *value) {
+        FloatType::Bf16
+    } else if values.iter().all(|value| f16::from_f32(*value).to_f32() == *value) {
+        FloatType::F16
+    } else {
+        FloatType::F32
+    }
+}
+
+fn dtype(float: FloatType) -> &'static str {
+    own_type(float).name()
+}
+
+fn encode(values: &[f32], float: FloatType) -> Vec<u8> {
+    match float {
+        FloatType::Bf16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
+        FloatType::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+        FloatType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+    }
+}
+
+fn write_tensor(
+    stream: &mut Stream<'_>,
+    source: &Source<'_>,
+    tensor: &Tensor,
+) -> Result<(), ExportError> {
+    match tensor.data {
+        Data::Norm(role, float) => stream.write(&encode(&source.weights.norm(role)?, float)),
+        Data::Scale { layer, projection, float } => {
+            let scale = source.weights.ternary(layer, projection)?.scale();
+            stream.write(&encode(&[scale], float))
+        }
+        Data::Table(table, kind) => write_table(stream, &source.table(table)?, kind, &tensor.name),
+        Data::Packed { layer, projection } => {
+            let matrix = source.weights.ternary(layer, projection)?;
+            let (stored, cols) = (matrix.rows() / 4, matrix.cols());
+            stream.rows(stored, cols, |first, bytes| {
+                let mut codes = vec![0; 4 * cols];
+                for (row, out) in bytes.chunks_exact_mut(cols).enumerate() {
+                    for (quarter, codes) in codes.chunks_exact_mut(cols).enumerate() {
+                        matrix.read_codes(quarter * stored + first + row, codes);
+                    }
+                    pack_rows(std::array::from_fn(|k| &codes[k * cols..][..cols]), out);
+                }
+                Ok(())
+            })
+        }
+    }
+}
+
+/// Consecutive tensors that together have no more than `most` bytes.
+fn shards(tensors: &[Tensor], most: u64) -> Vec<&[Tensor]> {
+    let mut shards = Vec::new();
+    let (mut start, mut bytes) = (0, 0);
+    for (at, tensor) in tensors.iter().enumerate() {
+        if at > start && bytes + tensor.bytes > most {
+            shards.push(&tensors[start..at]);
+            (start, bytes) = (at, 0);
+        }
+        bytes += tensor.bytes;
+    }
+    shards.push(&tensors[start..]);
+    shards
+}
+
+fn shard_name(number: usize, count: usize) -> String {
+    if count == 1 {
+        return SINGLE.to_owned();
+    }
+    format!("model-{:05}-of-{count:05}.safetensors", number + 1)
+}
+
+fn index(shards: &[&[Tensor]]) -> Value {
+    let mut map = Map::new();
+    let mut bytes = 0;
+    for (number, shard) in shards.iter().enumerate() {
+        for tensor in *shard {
+            map.insert(tensor.name.clone(), shard_name(number, shards.len()).into());
+            bytes += tensor.bytes;
+        }
+    }
+    json!({ "metadata": { "total_size": bytes }, "weight_map": map })
+}
+
+/// The header of a file: its length, JSON, and spaces up to a multiple of 8.
+fn header(tensors: &[Tensor]) -> Vec<u8> {
+    let mut map = Map::new();
+    // transformers refuses files without it.
+    map.insert("__metadata__".into(), json!({ "format": "pt" }));
+    let mut offset = 0;
+    for tensor in tensors {
+        let end = offset + tensor.bytes;
+        let entry = json!({
+            "dtype": tensor.dtype,
+            "shape": tensor.shape,
+            "data_offsets": [offset, end],
+        });
+        map.insert(tensor.name.clone(), entry);
+        offset = end;
+    }
+    let mut text = Value::Object(map).to_string().into_bytes();
+    text.resize(text.len().next_multiple_of(8), b' ');
+    let mut header = (text.len() as u64).to_le_bytes().to_vec();
+    header.append(&mut text);
+    header
+}
+
+/// `config.json`, and the files about text and sampling.
+fn texts(
+    source: &Source<'_>,
+    form: &Form,
+    tensors: &[Tensor],
+) -> Result<Vec<(&'static str, SharedBytes)>, ExportError> {
+    let pretty = |value: &Value| SharedBytes::new(format!("{value:#}\n").into_bytes());
+    let mut texts = vec![("config.json", pretty(&config_json(source, form, tensors)?))];
+    if let Some(files) = source.files {
+        for name in COMPANIONS {
+            texts.extend(files.map(name)?.map(|bytes| (*name, bytes)));
+        }
+        return Ok(texts);
+    }
+    texts.push(("generation_config.json", pretty(&generation(source))));
+    if let Some(bytes) = &source.tokenizer.tokenizer_json {
+        texts.push(("tokenizer.json", bytes.clone()));
+        texts.push(("tokenizer_config.json", pretty(&tokenizer_config(source))));
+    }
+    Ok(texts)
+}
+
+/// Writes a file of the folder; `path` is where the folder will be, for messages.
+fn write_file(
+    folder: &NewFolder,
+    path: &Path,
+    name: &str,
+    bytes: &[u8],
+) -> Result<(), ExportError> {
+    let failed = destination::write(&path.join(name));
+    let mut file = File::create_new(folder.path().join(name)).map_err(&failed)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(&failed)
+}
+
+fn config_json(source: &Source<'_>, form: &Form, tensors: &[Tensor]) -> Result<Value, ExportError> {
+    let config = source.weights.config();
+    let activations = config.family.row().activations.iter();
+    let activation = activations.clone().find(|(_, known)| *known == config.activation);
+    let torch = match tensors.iter().find(|tensor| tensor.name == EMBEDDING).map(|t| t.dtype) {
+        Some("F16") => "float16",
+        Some("F32") => "float32",
+        _ => "bfloat16",
+    };
+    let [bos, eos, pad] = special_ids(source)?;
+    let theta = config.rope_theta;
+    Ok(json!({
+        "architectures": [form.architecture],
+        "model_type": form.model_type,
+        "vocab_size": config.vocabulary,
+        "hidden_size": config.hidden,
+        "intermediate_size": config.ffn,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads.query,
+        "num_key_value_heads": config.heads.kv,
+        "head_dim": config.heads.dim,
+        "max_position_embeddings": config.context,
+        "rms_norm_eps": decimal(config.rms_eps),
+        // Once where transformers 4 looks, once where transformers 5 does.
+        "rope_theta": theta,
+        "rope_parameters": { "rope_type": "default", "rope_theta": theta },
+        "hidden_act": activation.map(|(name, _)| name),
+        "attention_bias": false,
+        "tie_word_embeddings": config.tied_head,
+        "bos_token_id": bos,
+        "eos_token_id": eos,
+        "pad_token_id": pad,
+        "torch_dtype": torch,
+        "quantization_config": {
+            "quant_method": "bitnet",
+            "linear_class": "autobitlinear",
+            "quantization_mode": "offline",
+            "modules_to_not_convert": ["lm_head"],
+        },
+    }))
+}
+
+/// The f64 whose shortest decimal is that of the f32, so that 1e-5 is not written as
+/// 9.999999747378752e-6.
+fn decimal(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(f64::from(value))
+}
+
+/// BOS, EOS and padding: one id, a list, or null.
+fn special_ids(source: &Source<'_>) -> Result<[Value; 3], ExportError> {
+    let generation = source.generation;
+    let text = source.tokenizer;
+    let tokenizer = text.tokenizer()?;
+    let tokenizer = tokenizer.as_ref();
+    let bos = generation.bos_token_id.or_else(|| tokenizer?.bos_id());
+    let eos = match generation.eos_token_ids[..] {
+        [] => json!(tokenizer.and_then(Tokenizer::eos_id)),
+        [one] => json!(one),
+        ref several => json!(several),
+    };
+    let pad = text.pad_token.as_deref().and_then(|pad| tokenizer?.token_id(pad));
+    Ok([json!(bos), eos, json!(pad)])
+}
+
+fn generation(source: &Source<'_>) -> Value {
+    let given = source.generation;
+    let mut map = Map::new();
+    let mut put = |key: &str, value: Value| {
+        if !value.is_null() && value != json!([]) {
+            map.insert(key.to_owned(), value);
+        }
+    };
+    let number = |value: Option<f32>| json!(value.map(decimal));
+    put("bos_token_id", json!(given.bos_token_id));
+    put("eos_token_id", json!(given.eos_token_ids));
+    put("do_sample", json!(given.do_sample));
+    put("temperature", number(given.temperature));
+    put("top_p", number(given.top_p));
+    put("top_k", json!(given.top_k));
+    put("min_p", number(given.min_p));
+    put("repetition_penalty", number(given.repetition_penalty));
+    put("max_length", json!(given.max_length));
+    put("max_new_tokens", json!(given.max_new_tokens));
+    Value::Object(map)
+}
+
+fn tokenizer_config(source: &Source<'_>) -> Value {
+    let text = source.tokenizer;
+    let mut map = Map::new();
+    map.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
+    map.insert("clean_up_tokenization_spaces".into(), false.into());
+    map.insert("model_max_length".into(), source.weights.config().context.into());
+    let mut put = |key: &str, value: Value| {
+        if !value.is_null() {
+            map.insert(key.to_owned(), value);
+        }
+    };
+    put("bos_token", json!(text.bos_token));
+    put("eos_token", json!(text.eos_token));
+    put("pad_token", json!(text.pad_token));
+    put("add_bos_token", json!(text.add_bos_token));
+    put("add_eos_token", json!(text.add_eos_token));
+    let list: Vec<Value> = text
+        .named_chat_templates
+        .iter()
+        .map(|(name, template)| json!({ "name": name, "template": template }))
+        .collect();
+    if list.is_empty() {
+        put("chat_template", json!(text.chat_template));
+    } else {
+        put("chat_template", list.into());
+    }
+    Value::Object(map)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_keep_the_order_and_the_limit() {
+        let tensor = |bytes: u64| Tensor {
+            name: bytes.to_string(),
+            dtype: "F32",
+            shape: vec![],
+            bytes,
+            data: Data::Norm(NormRole::Final, FloatType::F32),
+        };
+        let tensors: Vec<Tensor> = [3, 4, 5, 20, 1, 1].into_iter().map(tensor).collect();
+        let sizes = |most| {
+            let sizes = |shard: &&[Tensor]| shard.iter().map(|t| t.bytes).collect::<Vec<_>>();
+            shards(&tensors, most).iter().map(sizes).collect::<Vec<_>>()
+        };
+        assert_eq!(sizes(100), [vec![3, 4, 5, 20, 1, 1]]);
+        assert_eq!(sizes(8), [vec![3, 4], vec![5], vec![20], vec![1, 1]]);
+        let index = index(&shards(&tensors, 8));
+        assert_eq!(index["weight_map"]["20"], "model-00003-of-00004.safetensors");
+    }
+}

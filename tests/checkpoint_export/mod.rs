@@ -1,0 +1,163 @@
+//! What is exported reads back as what it was.
+
+use std::fs;
+use std::path::Path;
+
+use trine::checkpoint::export::{ExportOptions, Format, TableType, export};
+use trine::checkpoint::{Checkpoint, open};
+use trine::error::ExportError;
+use trine::model::config::{Family, NormRole, Projection};
+use trine::model::weights::WeightSource;
+
+fn fixtures() -> impl Iterator<Item = (String, Checkpoint)> {
+    let entries = fs::read_dir("tests/fixtures").expect("fixtures");
+    let folders = entries.map(|entry| entry.expect("an entry").path()).filter(|path| path.is_dir());
+    folders.filter(|folder| folder.join("config.json").exists()).map(|folder| {
+        let name = folder.file_name().expect("a name").to_string_lossy().into_owned();
+        (name, open(&folder).unwrap_or_else(|e| panic!("{e}")))
+    })
+}
+
+fn assert_same(name: &str, before: &Checkpoint, after: &Checkpoint) {
+    assert_eq!(before.generation(), after.generation(), "{name}");
+    assert_same_weights(name, before, after);
+}
+
+fn assert_same_weights(name: &str, before: &Checkpoint, after: &Checkpoint) {
+    assert_eq!(before.config(), after.config(), "{name}");
+    let mut roles = vec![NormRole::Final];
+    for layer in 0..before.config().layers {
+        roles.extend(before.config().layer_norms(layer));
+        for projection in Projection::ALL {
+            let pair = [before, after].map(|c| c.ternary(layer, projection).expect("a matrix"));
+            let [old, new] = &pair;
+            let at = format!("{name}, layer {layer}, {projection:?}");
+            assert_eq!(old.scale(), new.scale(), "{at}");
+            assert_eq!((old.rows(), old.cols()), (new.rows(), new.cols()), "{at}");
+            for row in 0..old.rows() {
+                let codes = [old, new].map(|matrix| {
+                    let mut codes = vec![9; matrix.cols()];
+                    matrix.read_codes(row, &mut codes);
+                    codes
+                });
+                assert_eq!(codes[0], codes[1], "{at}, row {row}");
+            }
+        }
+    }
+    for role in roles {
+        assert_eq!(before.norm(role).expect("a norm"), after.norm(role).expect("a norm"), "{name}");
+    }
+    for (old, new) in [
+        (before.embedding().expect("a table"), after.embedding().expect("a table")),
+        (before.head().expect("a table"), after.head().expect("a table")),
+    ] {
+        assert_eq!((old.rows, old.cols, old.float), (new.rows, new.cols, new.float), "{name}");
+        assert_eq!(*old.bytes, *new.bytes, "{name}");
+    }
+}
+
+/// Packed, float and master weights, scales that multiply and that divide, tied and not, in shards
+/// and not: all become the one form of a folder, and no bit of a weight changes.
+#[test]
+fn every_fixture_survives_as_a_folder() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut count = 0;
+    for (name, before) in fixtures() {
+        let out = folder.path().join(&name);
+        let options = ExportOptions::new(Format::Hf);
+        let result = export(&before.export_source(), &out, &options, &mut |_, _| true);
+        if ![Family::BitNet, Family::Llama].contains(&before.config().family) {
+            assert!(matches!(result, Err(ExportError::Unfit { .. })), "{name}: {result:?}");
+            assert!(!out.exists());
+            continue;
+        }
+        result.unwrap_or_else(|e| panic!("{name}: {e}"));
+        let after = open(&out).unwrap_or_else(|e| panic!("{name}: {e}"));
+        after.verify().unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_same(&name, &before, &after);
+        count += 1;
+    }
+    assert!(count >= 10, "{count} fixtures");
+}
+
+/// Folder to GGUF to folder, in each type that holds the model: no bit of a weight changes.
+#[test]
+fn weights_survive_gguf_and_back() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let demo = ("demo".to_owned(), open(Path::new("models/demo")).expect("opens"));
+    let mut written = Vec::new();
+    for (name, before) in fixtures().chain([demo]) {
+        for format in [Format::I2S, Format::Tq2, Format::Tq1] {
+            let gguf = folder.path().join(format!("{name}-{format:?}.gguf"));
+            let options = ExportOptions::new(format);
+            match export(&before.export_source(), &gguf, &options, &mut |_, _| true) {
+                Err(ExportError::Unfit { .. }) => continue,
+                result => result.unwrap_or_else(|e| panic!("{name}: {e}")),
+            };
+            let between = open(&gguf).unwrap_or_else(|e| panic!("{e}"));
+            between.verify().unwrap_or_else(|e| panic!("{e}"));
+            assert_same_weights(&gguf.display().to_string(), &before, &between);
+            let out = gguf.with_extension("");
+            let options = ExportOptions::new(Format::Hf);
+            let result = export(&between.export_source(), &out, &options, &mut |_, _| true);
+            result.unwrap_or_else(|e| panic!("{name}: {e}"));
+            let after = open(&out).unwrap_or_else(|e| panic!("{e}"));
+            assert_same_weights(&out.display().to_string(), &before, &after);
+            written.push(format!("{name}-{format:?}"));
+        }
+    }
+    println!("{written:?}");
+    assert!(written.contains(&"demo-I2S".to_owned()), "{written:?}");
+}
+
+#[test]
+fn progress_ends_with_all_bytes_and_can_stop_an_export() {
+    let demo = open(Path::new("models/demo")).expect("opens");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for (format, name) in [(Format::I2S, "demo.gguf"), (Format::Hf, "demo")] {
+        let out = folder.path().join(name);
+        let options = ExportOptions::new(format);
+        let mut seen = Vec::new();
+        let exported = export(&demo.export_source(), &out, &options, &mut |done, total| {
+            seen.push((done, total));
+            true
+        });
+        let bytes = exported.unwrap_or_else(|e| panic!("{e}")).bytes;
+        assert_eq!(seen.last(), Some(&(bytes, bytes)));
+        assert!(seen.is_sorted_by_key(|(done, _)| *done));
+        if format == Format::I2S {
+            assert_eq!(fs::metadata(&out).expect("a file").len(), bytes);
+        }
+        for stop in [0, 1, seen.len() / 2, seen.len() - 1] {
+            let out = folder.path().join("stopped");
+            let mut left = stop;
+            let stopped = export(&demo.export_source(), &out, &options, &mut |_, _| {
+                left = left.wrapping_sub(1);
+                left != usize::MAX
+            });
+            assert!(matches!(stopped, Err(ExportError::Cancelled)), "{stopped:?}");
+        }
+    }
+    let left = fs::read_dir(folder.path()).expect("a folder").count();
+    assert_eq!(left, 2, "the two that were not stopped");
+}
+
+#[test]
+fn threads_do_not_show_in_the_file() {
+    let demo = open(Path::new("models/demo")).expect("opens");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let files: Vec<Vec<u8>> = [1, 2, 7]
+        .into_iter()
+        .map(|threads| {
+            let out = folder.path().join(threads.to_string());
+            let options = ExportOptions {
+                threads: Some(threads),
+                tables: Some(TableType::Q6K),
+                ..ExportOptions::new(Format::I2S)
+            };
+            export(&demo.export_source(), &out, &options, &mut |_, _| true).expect("written");
+            fs::read(out).expect("a file")
+        })
+        .collect();
+    assert!(files[0] == files[1] && files[1] == files[2]);
+}
