@@ -119,6 +119,8 @@ fn one_wrong_element_is_named_in_ops_by_themselves() {
         ("rms_norm", "output", 4),
         ("rms_norm_quantize", "normed", 5),
         ("gate_norm_quantize", "normed", 3),
+        ("low_rank", "inner", 1),
+        ("low_rank", "output", 7),
     ];
     for (op, output, element) in planted {
         let toy = Toy::with(Mode::Eager);
@@ -140,6 +142,7 @@ fn run_norms<B: Backend>(backend: &mut B) -> Result<(), RunError> {
     let gate_up = upload(backend, &rng.normals(rows * 2 * width, 1.0));
     let gain = upload(backend, &rng.normals(width, 1.0));
     let (mut output, mut normed) = (upload(backend, &[0f32; 10]), upload(backend, &[0f32; 10]));
+    let mut inner = upload(backend, &[0f32; 2]);
     let mut quantized = ops::allocate_quantized(backend, "test values", rows, width).unwrap();
     let norm = ops::Norm { gain: &gain, eps: 1e-5 };
     run_ops(backend, &mut |r| {
@@ -163,6 +166,19 @@ fn run_norms<B: Backend>(backend: &mut B) -> Result<(), RunError> {
             norm: Some(norm),
             quantized: &mut quantized,
             normed: Some(&mut normed),
+        })?;
+        r.low_rank(ops::LowRank {
+            rows,
+            width,
+            rank: 1,
+            features: width,
+            input,
+            down: &gain,
+            up: &gain,
+            inner: &mut inner,
+            output,
+            stride: width,
+            column: 0,
         })
     })
 }

@@ -7,7 +7,8 @@ use common::attention::{Attention, kv_types};
 use common::host::{HostBatch, HostQuantized, upload_lanes, upload_samples};
 use common::model::host_table;
 use common::ops::{
-    COLUMN, EPS, gain, gate_norm_quantize, matmul, ones, rms_norm, rms_norm_quantize,
+    COLUMN, EPS, LowRank, gain, gate_norm_quantize, low_rank, matmul, ones, rms_norm,
+    rms_norm_quantize,
 };
 use common::rng::Rng;
 use common::run::{bits, download, run_ops, upload};
@@ -144,6 +145,70 @@ common::backend_tests! {
                     assert_eq!(found, [sum, -sum].repeat(rows), "width {width}, q {q}");
                 }
             }
+        }
+    }
+
+    fn low_rank_agrees<B>(open) {
+        let mut backend = Checked::new(open());
+        let shapes = [(1, 1, 1), (33, 3, 5), (64, 4, 64), (100, 5, 257), (257, 8, 63), (2560, 33, 130)];
+        for (width, rank, features) in shapes {
+            for rows in ROWS {
+                let mut rng = Rng::of(&[9, width as u64, rank as u64, rows as u64]);
+                let input = rows_of(&mut rng, rows, width);
+                let (down, up) = (rng.normals(rank * width, 1.0), rng.normals(rank * features, 0.1));
+                let into = rows_of(&mut rng, rows, features + COLUMN + 1);
+                let test = LowRank { input: &input, down: &down, up: &up, rank, into: &into };
+                let (_, found) = low_rank(&mut backend, &test);
+                let before = into.chunks(features + COLUMN + 1);
+                for (found, before) in found.chunks(features + COLUMN + 1).zip(before) {
+                    assert_eq!(found[..COLUMN], before[..COLUMN]);
+                    assert_eq!(found[COLUMN + features..], before[COLUMN + features..]);
+                }
+            }
+        }
+    }
+
+    /// The second product has one order of its sum, so that all devices give its bits.
+    fn low_rank_adds_in_order<B>(open) {
+        let mut backend = open();
+        let (rank, features, rows) = (7, 70, 5);
+        let mut rng = Rng::new(11);
+        // The identity, so that what is between the two products is the input.
+        let down: Vec<f32> =
+            (0..rank * rank).map(|i| f32::from(u8::from(i % (rank + 1) == 0))).collect();
+        let (input, up) = (rng.normals(rows * rank, 1.0), rng.normals(rank * features, 0.1));
+        let into = rng.normals(rows * (features + COLUMN + 1), 1.0);
+        let test = LowRank { input: &input, down: &down, up: &up, rank, into: &into };
+        let (inner, found) = low_rank(&mut backend, &test);
+        assert_eq!(inner, input);
+        for (t, n) in (0..rows).flat_map(|t| (0..features).map(move |n| (t, n))) {
+            let sum = (0..rank).fold(0f32, |sum, j| {
+                up[j * features + n].mul_add(input[t * rank + j], sum)
+            });
+            let at = t * (features + COLUMN + 1) + COLUMN + n;
+            let (expected, found) = (into[at] + sum, found[at]);
+            // WGSL lets a driver round the product and the sum of `fma` each, and the reference
+            // sums in f64.
+            let close = (expected - found).abs() <= 1e-6 * (1.0 + expected.abs());
+            let kind = backend.info().name.split(':').next();
+            let exact = expected == found || !matches!(kind, Some("cpu" | "cuda"));
+            assert!(close && exact, "row {t}, feature {n}: {expected} and {found}");
+        }
+    }
+
+    fn a_row_of_low_rank_does_not_depend_on_others<B>(open) {
+        let mut backend = open();
+        let (width, rank, features, rows) = (300, 6, 70, 9);
+        let mut rng = Rng::new(12);
+        let (down, up) = (rng.normals(rank * width, 1.0), rng.normals(rank * features, 1.0));
+        let stride = features + COLUMN + 1;
+        let (input, into) = (rng.normals(rows * width, 1.0), rng.normals(rows * stride, 1.0));
+        let test = LowRank { input: &input, down: &down, up: &up, rank, into: &into };
+        let (_, together) = low_rank(&mut backend, &test);
+        for t in 0..rows {
+            let (input, into) = (&input[t * width..][..width], &into[t * stride..][..stride]);
+            let (_, alone) = low_rank(&mut backend, &LowRank { input, into, ..test });
+            assert_eq!(bits(&alone), bits(&together[t * stride..][..stride]), "row {t}");
         }
     }
 

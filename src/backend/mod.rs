@@ -337,6 +337,8 @@ pub trait Record<B: Backend> {
     fn rms_norm_quantize(&mut self, op: ops::RmsNormQuantize<'_, B>) -> Result<(), RunError>;
     /// See [`ops::TernaryMatmul`].
     fn ternary_matmul(&mut self, op: ops::TernaryMatmul<'_, B>) -> Result<(), RunError>;
+    /// See [`ops::LowRank`].
+    fn low_rank(&mut self, op: ops::LowRank<'_, B>) -> Result<(), RunError>;
     /// See [`ops::RopeAppendKv`].
     fn rope_append_kv(&mut self, op: ops::RopeAppendKv<'_, B>) -> Result<(), RunError>;
     /// See [`ops::PagedAttention`].

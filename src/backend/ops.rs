@@ -218,6 +218,53 @@ pub struct TernaryMatmul<'a, B: Backend> {
     pub epilogue: Epilogue,
 }
 
+/// A product of two thin f32 matrices, added: `output[t][column + n] += Σ_j up_jn · inner_tj` with
+/// `inner_tj = Σ_k down_jk · x_tk`. (LoRA, arXiv 2106.09685, section 4.1: `down` is `A`, `up` is `B`
+/// transposed and times the adapter's scale; adapters of one matrix stand below each other.)
+///
+/// Everything is in f32. The second sum runs over `j` in order, by fused multiply-adds from 0, and
+/// is added to the output in one rounding; the first has an order of the backend's own, which
+/// depends on the width alone.
+pub struct LowRank<'a, B: Backend> {
+    /// Rows, `T`.
+    pub rows: usize,
+    /// Width of the input, `K`.
+    pub width: usize,
+    /// Rows of both matrices, `R`.
+    pub rank: usize,
+    /// Features of the output, `N`.
+    pub features: usize,
+    /// `[rows, K]`: what the ternary product beside it reads, before quantisation.
+    pub input: &'a B::Buffer<f32>,
+    /// `[R, K]`.
+    pub down: &'a B::Buffer<f32>,
+    /// `[R, N]`.
+    pub up: &'a B::Buffer<f32>,
+    /// `[rows, R]`, what is between the two.
+    pub inner: &'a mut B::Buffer<f32>,
+    /// Row `t` of the product is added to `output[t · stride + column ..][.. N]`.
+    pub output: &'a mut B::Buffer<f32>,
+    /// Row length of `output`.
+    pub stride: usize,
+    /// First column that is added to.
+    pub column: usize,
+}
+
+impl<B: Backend> LowRank<'_, B> {
+    /// Checks the shapes of all arguments; `len` answers the elements of a buffer.
+    pub fn check(&self, len: impl Fn(&B::Buffer<f32>) -> usize) -> Result<(), RunError> {
+        const OP: &str = "low_rank";
+        let Self { rows, width, rank, features, stride, column, .. } = *self;
+        check_len(OP, "input", rows * width, len(self.input))?;
+        check_len(OP, "down", rank * width, len(self.down))?;
+        check_len(OP, "up", rank * features, len(self.up))?;
+        check_len(OP, "inner", rows * rank, len(self.inner))?;
+        check_len(OP, "stride", column + features, stride)?;
+        let end = rows.checked_sub(1).map_or(0, |last| last * stride + column + features);
+        check_len(OP, "output", end, len(self.output))
+    }
+}
+
 /// How heads are laid out in a row of `qkv`: query heads, then key heads, then value heads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Heads {

@@ -87,13 +87,14 @@ pub fn rotate_head(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     }
 }
 
+/// `Σ a_i · b_i`.
+pub fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+}
+
 /// `softmax(q·k · scale) · v` over `keys` and `values`, one row per position.
 pub fn attend(query: &[f32], keys: &[&[f32]], values: &[&[f32]], scale: f32, output: &mut [f32]) {
-    let dot = |k: &[f32]| {
-        query.iter().zip(k).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>()
-            * f64::from(scale)
-    };
-    let scores: Vec<f64> = keys.iter().map(|k| dot(k)).collect();
+    let scores: Vec<f64> = keys.iter().map(|k| dot(query, k) * f64::from(scale)).collect();
     let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
     let sum: f64 = weights.iter().sum();
@@ -415,6 +416,24 @@ impl Record<Reference> for ReferenceRecorder {
                     Epilogue::Store => *output = y,
                     Epilogue::Add => *output += y,
                 }
+            }
+        }
+        Ok(())
+    }
+
+    fn low_rank(&mut self, op: ops::LowRank<'_, Reference>) -> Ran {
+        op.check(Vec::len)?;
+        let ops::LowRank { width, rank, features, .. } = op;
+        for t in 0..op.rows {
+            let x = &op.input[t * width..][..width];
+            let inner = &mut op.inner[t * rank..][..rank];
+            for (j, inner) in inner.iter_mut().enumerate() {
+                *inner = dot(&op.down[j * width..][..width], x) as f32;
+            }
+            let output = &mut op.output[t * op.stride + op.column..][..features];
+            for (n, output) in output.iter_mut().enumerate() {
+                let up: Vec<f32> = (0..rank).map(|j| op.up[j * features + n]).collect();
+                *output = (f64::from(*output) + dot(&up, inner)) as f32;
             }
         }
         Ok(())

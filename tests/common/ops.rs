@@ -98,6 +98,42 @@ pub(crate) fn rms_norm<B: Backend>(
     download(backend, &output)
 }
 
+/// `into` is what the product is added to: as long as the features, with columns around them.
+pub(crate) struct LowRank<'a> {
+    pub(crate) input: &'a [f32],
+    pub(crate) down: &'a [f32],
+    pub(crate) up: &'a [f32],
+    pub(crate) rank: usize,
+    pub(crate) into: &'a [f32],
+}
+
+/// What is between the two products, and what they are added to, after it.
+pub(crate) fn low_rank<B: Backend>(backend: &mut B, test: &LowRank<'_>) -> (Vec<f32>, Vec<f32>) {
+    let rank = test.rank;
+    let (width, features) = (test.down.len() / rank, test.up.len() / rank);
+    let rows = test.input.len() / width;
+    let [input, down, up, mut output] =
+        [test.input, test.down, test.up, test.into].map(|values| upload(backend, values));
+    let mut inner = upload(backend, &vec![f32::NAN; rows * rank]);
+    run_ops(backend, &mut |r| {
+        r.low_rank(ops::LowRank {
+            rows,
+            width,
+            rank,
+            features,
+            input: &input,
+            down: &down,
+            up: &up,
+            inner: &mut inner,
+            output: &mut output,
+            stride: features + COLUMN + 1,
+            column: COLUMN,
+        })
+    })
+    .unwrap_or_else(|error| panic!("{rows} rows of {width}, {rank}, {features}: {error}"));
+    (download(backend, &inner), download(backend, &output))
+}
+
 /// Gains of both signs, some of them all but zero.
 pub(crate) fn gain(width: usize) -> Vec<f32> {
     (0..width).map(|i| [1.0, -0.7, 1e-4, 2.5, 0.3][i % 5]).collect()

@@ -48,6 +48,53 @@ fn rms_norm_quantize(
 }
 
 #[test]
+fn low_rank_products() {
+    let mut random = Random(21);
+    for (width, rank, features) in [(1, 1, 1), (65, 5, 63), (255, 9, 130), (640, 32, 300)] {
+        let rows = 5;
+        let (input, down) = (random.floats(rows * width, 3.0), random.floats(rank * width, 1.0));
+        let (up, into) = (random.floats(rank * features, 1.0), random.floats(rows * features, 1.0));
+        let run = |cpu: &mut Cpu, rows: std::ops::Range<usize>| {
+            let input = buffer(cpu, &input[rows.start * width..rows.end * width]);
+            let mut output = buffer(cpu, &into[rows.start * features..rows.end * features]);
+            let (down, up) = (buffer(cpu, &down), buffer(cpu, &up));
+            let mut inner: Buffer<f32> = cpu.allocate("inner", rows.len() * rank).unwrap();
+            step(cpu, |r| {
+                r.low_rank(LowRank {
+                    rows: rows.len(),
+                    width,
+                    rank,
+                    features,
+                    input: &input,
+                    down: &down,
+                    up: &up,
+                    inner: &mut inner,
+                    output: &mut output,
+                    stride: features,
+                    column: 0,
+                })
+            });
+            output.iter().map(|x| x.to_bits()).collect::<Vec<u32>>()
+        };
+        let together = on_all(|cpu| run(cpu, 0..rows));
+        let alone = on_all(|cpu| run(cpu, 3..4));
+        assert_eq!(alone[..], together[3 * features..4 * features], "alone as among others");
+        for (at, &bits) in together.iter().enumerate() {
+            let (t, n) = (at / features, at % features);
+            let product = |j: usize| {
+                let row = &down[j * width..][..width];
+                row.iter().zip(&input[t * width..]).map(|(&a, &b)| f64::from(a) * f64::from(b))
+            };
+            let inner: Vec<f64> = (0..rank).map(|j| product(j).sum()).collect();
+            let size: f64 = (0..rank).map(|j| inner[j].abs()).sum::<f64>() + 1.0;
+            let sum: f64 = (0..rank).map(|j| inner[j] * f64::from(up[j * features + n])).sum();
+            let error = f64::from(into[at]) + sum - f64::from(f32::from_bits(bits));
+            assert!(error.abs() <= 1e-5 * size, "{width} {rank} {features}: {error}");
+        }
+    }
+}
+
+#[test]
 fn norms_quantised() {
     let mut random = Random(1);
     for width in WIDTHS {

@@ -276,6 +276,45 @@ impl<B: Backend> Record<Checked<B>> for CheckedRecorder<'_, B> {
         Ok(())
     }
 
+    fn low_rank(&mut self, op: ops::LowRank<'_, Checked<B>>) -> Result<(), RunError> {
+        let ops::LowRank { rows, width, rank, features, stride, column, .. } = op;
+        let (input, down, up) = (self.read(op.input)?, self.read(op.down)?, self.read(op.up)?);
+        let (mut inner, mut output) = (self.read(op.inner)?, self.read(op.output)?);
+        ReferenceRecorder.low_rank(ops::LowRank {
+            rows,
+            width,
+            rank,
+            features,
+            input: &input,
+            down: &down,
+            up: &up,
+            inner: &mut inner,
+            output: &mut output,
+            stride,
+            column,
+        })?;
+        self.run(&mut |r| {
+            r.low_rank(ops::LowRank {
+                rows,
+                width,
+                rank,
+                features,
+                input: op.input,
+                down: op.down,
+                up: op.up,
+                inner: op.inner,
+                output: op.output,
+                stride,
+                column,
+            })
+        })?;
+        const OP: &str = "low_rank";
+        self.compare_floats(OP, "inner", (rows, rank, SUM), &inner, op.inner)?;
+        self.compare_floats(OP, "output", (rows, stride, SUM), &output, op.output)?;
+        self.index += 1;
+        Ok(())
+    }
+
     fn rope_append_kv(&mut self, op: ops::RopeAppendKv<'_, Checked<B>>) -> Result<(), RunError> {
         let ops::RopeAppendKv { rows, heads, layer, .. } = op;
         let batch = self.batch(op.batch)?;

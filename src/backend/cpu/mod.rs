@@ -11,6 +11,7 @@ mod gate_norm_quantize;
 mod isa;
 mod kv;
 mod lm_head;
+mod low_rank;
 mod memory;
 mod packed;
 mod paged_attention;
@@ -201,6 +202,9 @@ impl Record<Cpu> for Recorder<'_> {
     }
     fn ternary_matmul(&mut self, op: ops::TernaryMatmul<'_, Cpu>) -> Result<(), RunError> {
         self.cpu.ternary_matmul(op)
+    }
+    fn low_rank(&mut self, op: ops::LowRank<'_, Cpu>) -> Result<(), RunError> {
+        self.cpu.low_rank(op)
     }
     fn rope_append_kv(&mut self, op: ops::RopeAppendKv<'_, Cpu>) -> Result<(), RunError> {
         self.cpu.rope_append_kv(op)

@@ -18,6 +18,7 @@ mod kv;
 mod launch;
 mod lm_head;
 mod lm_head_screen;
+mod low_rank;
 mod memory;
 mod module;
 mod packed;
@@ -456,6 +457,7 @@ pub fn all_kernels() -> Vec<Kernel> {
         inputs::KERNELS,
         lm_head::KERNELS,
         lm_head_screen::KERNELS,
+        low_rank::KERNELS,
         paged_attention::KERNELS,
         rms_norm::KERNELS,
         rms_norm_quantize::KERNELS,

@@ -39,6 +39,7 @@ static ARTEFACTS: &[Artefact] = artefacts![
     "lm_head_f32",
     "lm_head_quantize",
     "lm_head_rows",
+    "low_rank",
     "paged_attention",
     "paged_attention_combine",
     "paged_attention_mma",

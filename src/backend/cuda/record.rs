@@ -131,6 +131,12 @@ impl Record<Cuda> for Recorder<'_> {
         Ok(())
     }
 
+    fn low_rank(&mut self, op: ops::LowRank<'_, Cuda>) -> Result<(), RunError> {
+        let launches = super::low_rank::launches(&op)?;
+        self.push(Op::Launches(launches));
+        Ok(())
+    }
+
     fn rope_append_kv(&mut self, op: ops::RopeAppendKv<'_, Cuda>) -> Result<(), RunError> {
         let op = Rope::new(&op)?;
         self.push(Op::Rope(op));

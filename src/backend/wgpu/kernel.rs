@@ -10,7 +10,7 @@ use super::fault::sentence;
 use super::gate_norm_quantize::activation_code;
 use super::gpu::Variant;
 use super::table::float_code;
-use super::{lm_head, packed, rope_append_kv, sample, ternary_matmul};
+use super::{lm_head, low_rank, packed, rope_append_kv, sample, ternary_matmul};
 use crate::backend::ops::Activation;
 use crate::backend::{FROM_LANE, KEY_BLOCK, MAX_LOGPROBS, NONE, PAGE_TOKENS};
 use crate::tensor::FloatType;
@@ -23,7 +23,7 @@ pub(super) const ROWS: [usize; 4] = [1, 2, 4, 8];
 
 /// What the host and the shaders must agree on. Every shader starts with these numbers, so that
 /// they are written down once.
-const NUMBERS: [(&str, u32); 18] = [
+const NUMBERS: [(&str, u32); 19] = [
     ("NONE", NONE),
     ("FROM_LANE", FROM_LANE),
     ("PAGE_TOKENS", PAGE_TOKENS as u32),
@@ -34,6 +34,7 @@ const NUMBERS: [(&str, u32); 18] = [
     ("TERNARY_TILE", packed::TILE as u32),
     ("TILED", ternary_matmul::TILED as u32),
     ("HEAD_FEATURES", lm_head::FEATURES as u32),
+    ("LOW_RANK_ROWS", low_rank::ROWS as u32),
     ("ROPE_HEADS", rope_append_kv::HEADS as u32),
     ("FUSED_DIM", rope_append_kv::FUSED_DIM as u32),
     ("SAMPLE_PIECE", sample::PIECE as u32),
@@ -85,6 +86,7 @@ const FILES: &[(&str, &str)] = &[
     ("embed", include_str!("../../../shaders/embed.wgsl")),
     ("gate_norm_quantize", include_str!("../../../shaders/gate_norm_quantize.wgsl")),
     ("lm_head", include_str!("../../../shaders/lm_head.wgsl")),
+    ("low_rank", include_str!("../../../shaders/low_rank.wgsl")),
     ("paged_attention", include_str!("../../../shaders/paged_attention.wgsl")),
     ("paged_attention_combine", include_str!("../../../shaders/paged_attention_combine.wgsl")),
     ("rms_norm", include_str!("../../../shaders/rms_norm.wgsl")),

@@ -22,6 +22,7 @@ mod gpu;
 mod kernel;
 mod kv;
 mod lm_head;
+mod low_rank;
 mod memory;
 mod packed;
 mod paged_attention;
@@ -459,6 +460,7 @@ fn all_kernels() -> Vec<Kernel> {
         rms_norm::kernels(),
         rms_norm_quantize::kernels(),
         ternary_matmul::kernels(),
+        low_rank::kernels(),
         rope_append_kv::kernels(),
         paged_attention::kernels(),
         gate_norm_quantize::kernels(),

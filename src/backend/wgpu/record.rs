@@ -134,6 +134,11 @@ impl Record<Wgpu> for Recorder<'_> {
         self.push(Op::Matmul(op));
         Ok(())
     }
+    fn low_rank(&mut self, op: ops::LowRank<'_, Wgpu>) -> Result<(), RunError> {
+        let dispatches = super::low_rank::dispatches(&op)?;
+        self.push(Op::Dispatches(dispatches));
+        Ok(())
+    }
     fn rope_append_kv(&mut self, op: ops::RopeAppendKv<'_, Wgpu>) -> Result<(), RunError> {
         let op = Rope::new(&op)?;
         self.push(Op::Rope(op));

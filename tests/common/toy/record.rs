@@ -198,6 +198,36 @@ impl Record<Toy> for ToyRecorder {
         })
     }
 
+    fn low_rank(&mut self, op: ops::LowRank<'_, Toy>) -> Ran {
+        let ops::LowRank { rows, width, rank, features, stride, column, .. } = op;
+        let (input, down, up) = (op.input.clone(), op.down.clone(), op.up.clone());
+        let (inner, output) = (op.inner.clone(), op.output.clone());
+        let arguments = format!(
+            "rows {rows}, width {width}, rank {rank}, features {features}, stride {stride}, \
+             column {column}, input {}, down {}, up {}, inner {}, output {}",
+            input.id, down.id, up.id, inner.id, output.id
+        );
+        self.push("low_rank", arguments, move |control| {
+            let (mut inner, mut output) = (inner.get_mut(), output.get_mut());
+            ReferenceRecorder.low_rank(ops::LowRank {
+                rows,
+                width,
+                rank,
+                features,
+                input: &input.get(),
+                down: &down.get(),
+                up: &up.get(),
+                inner: &mut inner,
+                output: &mut output,
+                stride,
+                column,
+            })?;
+            spoil(control, "low_rank", "inner", &mut inner);
+            spoil(control, "low_rank", "output", &mut output);
+            Ok(())
+        })
+    }
+
     fn rope_append_kv(&mut self, op: ops::RopeAppendKv<'_, Toy>) -> Ran {
         const OP: &str = "rope_append_kv";
         let ops::RopeAppendKv { rows, heads, layer, .. } = op;
