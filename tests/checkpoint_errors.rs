@@ -124,6 +124,77 @@ fn cut_and_flipped_gguf_files_never_panic() {
     }
 }
 
+/// Broken adapters, and adapters that do not fit the model.
+#[test]
+fn adapters() {
+    use checkpoint_cases::lora::{ADAPTERS, Adapter};
+
+    let model = tempfile::tempdir().expect("a temporary folder");
+    Base::bitnet().write(model.path());
+    let sentence = |folder: &Path| {
+        let base = open(model.path()).expect("a sound model");
+        let adapter = trine::checkpoint::lora::Adapter::open(folder, 1.0);
+        let added = adapter.and_then(|adapter| {
+            let mut adapted = trine::checkpoint::adapted::Adapted::new(&base);
+            adapted.add(adapter)?;
+            // The matrices are made when the model is loaded.
+            trine::model::weights::WeightSource::adapter(
+                &adapted,
+                0,
+                trine::model::config::Projection::Query,
+            )
+        });
+        added.err().map_or("no error".into(), |error| error.to_string())
+    };
+    let mut wrong = Vec::new();
+    for (what, bend, expected) in ADAPTERS {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut adapter = Adapter::new();
+        bend(&mut adapter);
+        adapter.write(folder.path());
+        let found = sentence(folder.path());
+        let place = folder.path().display().to_string();
+        let found = found.strip_prefix(&place).unwrap_or(&found).trim_start_matches('/');
+        if !matches(expected, found) {
+            wrong.push(format!("{what}\n  expected {expected}\n     found {found}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), ADAPTERS.len(), wrong.join("\n"));
+}
+
+/// An adapter is no model, and a model no adapter.
+#[test]
+fn adapters_are_not_models() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    checkpoint_cases::lora::Adapter::new().write(folder.path());
+    let place = folder.path().display().to_string();
+    assert_eq!(
+        fault(folder.path()).expect("an error").to_string(),
+        format!(
+            "{place}: format: a LoRA adapter is not supported; supported: a model; --lora applies \
+             an adapter to one"
+        )
+    );
+    Base::bitnet().write(folder.path());
+    assert!(fault(folder.path()).is_none(), "a model beside an adapter is a model");
+}
+
+/// Every cut of a good adapter is an error and not a panic.
+#[test]
+fn cut_adapters_never_panic() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    checkpoint_cases::lora::Adapter::new().write(folder.path());
+    for name in ["adapter_model.safetensors", "adapter_config.json"] {
+        let good = fs::read(folder.path().join(name)).expect("read");
+        for cut in (0..good.len()).step_by(37) {
+            fs::write(folder.path().join(name), &good[..cut]).expect("written");
+            let error = trine::checkpoint::lora::Adapter::open(folder.path(), 1.0).err();
+            assert!(error.is_some_and(|e| e.to_string().contains(name)), "{name} cut at {cut}");
+        }
+        fs::write(folder.path().join(name), &good).expect("written");
+    }
+}
+
 /// Paths that are not there, or not what they should be.
 #[test]
 fn paths() {

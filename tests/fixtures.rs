@@ -1,6 +1,8 @@
 //! Every fixture, in the form it was published in, against what transformers computes from it.
 
 mod fixture;
+#[path = "fixture/lora.rs"]
+mod lora;
 
 use std::path::Path;
 
@@ -8,7 +10,14 @@ use trine::backend::Backend;
 use trine::backend::cpu::{Cpu, CpuOptions, Isa};
 use trine::backend::reference::Reference;
 use trine::checkpoint;
+use trine::checkpoint::adapted::{Adapted, Merged};
+use trine::checkpoint::lora::Adapter;
+use trine::error::LoadError;
+use trine::model::config::{ModelConfig, NormRole, Projection};
 use trine::model::executor::Executor;
+use trine::model::weights::{AdapterMatrices, WeightSource};
+use trine::tensor::HostTable;
+use trine::ternary::TernaryRows;
 
 fn compare<B: Backend>(backend: B, name: &str) -> Vec<String> {
     compare_file(backend, name, &fixture::folder(name))
@@ -71,6 +80,96 @@ fn gguf_files_agree_with_transformers() {
     expect_none(wrong.collect());
 }
 
+fn compare_adapted<B: Backend>(backend: B, model: &lora::Model) -> Vec<String> {
+    let source = model.open();
+    let mut executor = Executor::load(backend, &*source, fixture::reserve(), &mut |_, _| {})
+        .unwrap_or_else(|e| panic!("{}: {e}", model.name));
+    let mut wrong = Vec::new();
+    for case in model.cases() {
+        let output = fixture::run(&mut executor, &case)
+            .unwrap_or_else(|e| panic!("{} {}: {e}", model.name, case.name));
+        for failure in fixture::failures(&case, &output) {
+            wrong.push(format!("{} {}: {failure}", model.name, case.name));
+        }
+    }
+    wrong
+}
+
+#[test]
+fn adapters_agree_with_peft_in_the_reference() {
+    let models = lora::MODELS.iter();
+    expect_none(models.flat_map(|model| compare_adapted(Reference::new(), model)).collect());
+}
+
+#[test]
+fn adapters_agree_with_peft_on_the_cpu() {
+    let wrong = Isa::available().into_iter().flat_map(|isa| {
+        lora::MODELS.iter().flat_map(move |model| {
+            let options = CpuOptions::default().threads(2).isa(isa);
+            compare_adapted(Cpu::new(options).expect("the ISA is there"), model)
+        })
+    });
+    expect_none(wrong.collect());
+}
+
+/// Every projection of an adapter counts: without any one of them the answers are others. So does
+/// its scale.
+#[test]
+fn a_part_of_an_adapter_is_not_the_adapter() {
+    let model = &lora::MODELS[0];
+    let (folder, case) = (&model.paths()[0], &model.cases()[1]);
+    let base = checkpoint::open(&fixture::folder("bitnet_silu")).expect("opens");
+    let logits = |source: &dyn WeightSource| {
+        let cpu = Cpu::new(CpuOptions::default().threads(1)).expect("a CPU");
+        let mut executor =
+            Executor::load(cpu, source, fixture::reserve(), &mut |_, _| {}).expect("loads");
+        fixture::run(&mut executor, case).expect("runs").logits
+    };
+    let scaled = |scale: f32| {
+        let mut adapted = Adapted::new(&base);
+        adapted.add(Adapter::open(folder, scale).expect("opens")).expect("fits");
+        adapted
+    };
+    let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    assert!(fixture::furthest(&case.logits, &logits(&scaled(0.9))) > 0.01);
+    assert_eq!(bits(&logits(&scaled(0.0))), bits(&logits(&base)), "nothing of it");
+    for projection in Projection::ALL {
+        let found = logits(&Without { adapted: scaled(1.0), projection });
+        let worst = fixture::furthest(&case.logits, &found);
+        assert!(worst > 0.01, "without {projection:?}: {worst}");
+    }
+}
+
+/// A model with adapters but for one projection.
+struct Without<'a> {
+    adapted: Adapted<&'a checkpoint::Checkpoint>,
+    projection: Projection,
+}
+
+impl WeightSource for Without<'_> {
+    fn config(&self) -> &ModelConfig {
+        self.adapted.config()
+    }
+    fn ternary(&self, layer: usize, p: Projection) -> Result<Box<dyn TernaryRows + '_>, LoadError> {
+        self.adapted.ternary(layer, p)
+    }
+    fn adapter_rank(&self, layer: usize, p: Projection) -> usize {
+        if p == self.projection { 0 } else { self.adapted.adapter_rank(layer, p) }
+    }
+    fn adapter(&self, layer: usize, p: Projection) -> Result<Option<AdapterMatrices>, LoadError> {
+        if p == self.projection { Ok(None) } else { self.adapted.adapter(layer, p) }
+    }
+    fn norm(&self, role: NormRole) -> Result<Vec<f32>, LoadError> {
+        self.adapted.norm(role)
+    }
+    fn embedding(&self) -> Result<HostTable, LoadError> {
+        self.adapted.embedding()
+    }
+    fn head(&self) -> Result<HostTable, LoadError> {
+        self.adapted.head()
+    }
+}
+
 /// The whole model gives the same bits on every instruction set and with any number of threads.
 #[test]
 fn every_cpu_variant_gives_the_same_bits() {
@@ -116,4 +215,15 @@ fn the_prompt_matters() {
 
 fn checkpoint_vocabulary(checkpoint: &checkpoint::Checkpoint) -> u32 {
     checkpoint.config().vocabulary as u32
+}
+
+/// Ternary weights have no room for what an adapter adds.
+#[test]
+fn ternary_weights_are_not_merged() {
+    let base = checkpoint::open(&fixture::folder("bitnet_silu")).expect("opens");
+    let mut adapted = Adapted::new(&base);
+    let adapter = Adapter::open(&fixture::folder("lora_packed"), 1.0).expect("opens");
+    adapted.add(adapter).expect("fits");
+    let error = Merged::new(adapted).err().expect("an error").to_string();
+    assert!(error.contains("self_attn.q_proj in layer 0") && error.contains("--lora"), "{error}");
 }

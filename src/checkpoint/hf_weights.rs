@@ -340,7 +340,7 @@ fn found(tensor: &Tensor) -> String {
     format!("{} {}", tensor.dtype, shape_text(&tensor.shape))
 }
 
-fn check_finite(tensor: &Tensor, float: FloatType) -> Result<(), LoadError> {
+pub(crate) fn check_finite(tensor: &Tensor, float: FloatType) -> Result<(), LoadError> {
     match first_non_finite(float, &tensor.bytes) {
         None => Ok(()),
         Some(element) => Err(non_finite(tensor, float, element)),
@@ -433,6 +433,14 @@ impl WeightSource for HfWeights {
     ) -> Result<Box<dyn TernaryRows + '_>, LoadError> {
         let (rows, cols) = self.config.shape(projection);
         self.layers[layer][projection as usize].rows(rows, cols)
+    }
+
+    fn master(&self, layer: usize, projection: Projection) -> Result<Option<HostTable>, LoadError> {
+        let matrix = &self.layers[layer][projection as usize];
+        let Stored::Master(float) = matrix.stored else { return Ok(None) };
+        check_finite(&matrix.tensor, float)?;
+        let (rows, cols) = self.config.shape(projection);
+        Ok(Some(HostTable { rows, cols, float, bytes: matrix.tensor.bytes.clone() }))
     }
 
     fn norm(&self, role: NormRole) -> Result<Vec<f32>, LoadError> {

@@ -21,10 +21,12 @@
 //! | `hf_config` | `config.json` |
 //! | `hf_weights`, `hf_layouts` | tensors by role; packed and float ternary matrices |
 //! | `tokenizer_files`, `gguf_tokenizer`, `generation_config` | text and sampling |
+//! | [`lora`], [`adapted`] | LoRA adapters as PEFT saves them; a model with some of them |
 //! | `demo` (feature `cli`) | the model that is part of the binary |
 //! | [`synthetic`] | nothing: random models of published shapes |
 //! | [`export`] | nothing: it writes |
 
+pub mod adapted;
 #[cfg(feature = "cli")]
 pub mod demo;
 pub mod export;
@@ -44,6 +46,8 @@ mod hf_config;
 mod hf_layouts;
 mod hf_weights;
 mod json;
+pub mod lora;
+mod lora_config;
 mod safetensors;
 mod scan;
 mod summary;
@@ -87,6 +91,10 @@ pub struct Checkpoint {
 /// The large tensors are checked when they are first read; [`Checkpoint::verify`] reads them all.
 pub fn open(path: &Path) -> Result<Checkpoint, LoadError> {
     let metadata = std::fs::metadata(path).map_err(|e| files::unreachable_file(path, e))?;
+    if lora::is_adapter(path) {
+        let supported = "a model; --lora applies an adapter to one";
+        return Err(LoadError::unsupported(path, "format", "a LoRA adapter", supported));
+    }
     if metadata.is_dir() {
         return open_files(Files::Folder(path.to_owned()));
     }
@@ -250,6 +258,9 @@ impl WeightSource for Checkpoint {
         projection: Projection,
     ) -> Result<Box<dyn TernaryRows + '_>, LoadError> {
         self.weights.ternary(layer, projection)
+    }
+    fn master(&self, layer: usize, projection: Projection) -> Result<Option<HostTable>, LoadError> {
+        self.weights.master(layer, projection)
     }
     fn norm(&self, role: NormRole) -> Result<Vec<f32>, LoadError> {
         self.weights.norm(role)

@@ -10,20 +10,34 @@ use trine::error::{LoadError, SubmitError};
 
 use super::failure::bad_input;
 use super::output;
-use super::parse::{self, Limit, Seed};
+use super::parse::{self, AdapterArg, Limit, Seed};
 
 /// Which model.
 #[derive(Args, Debug)]
 pub(crate) struct ModelArgs {
     /// Checkpoint: a folder as Hugging Face writes it, or a weight file; without it the demo model
+    ///
+    /// A LoRA adapter, too, if its adapter_config.json says where on this machine its base is.
     #[arg(short, long, value_name = "PATH")]
     pub(crate) model: Option<PathBuf>,
+    /// LoRA adapter: a folder as PEFT saves it, applied SCALE times; may be repeated
+    #[arg(long, value_name = "PATH[:SCALE]", value_parser = parse::adapter)]
+    #[arg(action = ArgAction::Append)]
+    pub(crate) lora: Vec<AdapterArg>,
 }
 
 impl ModelArgs {
     /// Opens the model's files.
     pub(crate) fn open(&self) -> anyhow::Result<ModelFiles> {
-        Ok(ModelFiles::open(&self.source())?)
+        self.open_as(&self.source())
+    }
+
+    fn open_as(&self, source: &ModelSource) -> anyhow::Result<ModelFiles> {
+        let mut files = ModelFiles::open(source)?;
+        for AdapterArg { path, scale } in &self.lora {
+            files.add_adapter(path, *scale)?;
+        }
+        Ok(files)
     }
 
     fn source(&self) -> ModelSource {
@@ -54,7 +68,7 @@ impl AnyModelArgs {
     /// Opens the model's files, if it has any.
     pub(crate) fn open(&self) -> anyhow::Result<ModelFiles> {
         let source = self.synthetic.clone().map(ModelSource::Synthetic);
-        Ok(ModelFiles::open(&source.unwrap_or_else(|| self.model.source()))?)
+        self.model.open_as(&source.unwrap_or_else(|| self.model.source()))
     }
 }
 

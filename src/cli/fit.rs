@@ -5,6 +5,7 @@ use trine::backend::select::DeviceStatus;
 use trine::backend::{KvLayout, PAGE_TOKENS};
 use trine::engine::ModelFiles;
 use trine::model::activations::Reserve;
+use trine::model::weights::AdapterSizes;
 
 use super::inspect::Bytes;
 use super::output::bytes;
@@ -12,6 +13,8 @@ use super::output::bytes;
 /// What a model needs when it is loaded.
 pub(crate) struct Needed {
     pub(crate) model: u64,
+    /// Weights and rows of adapters.
+    pub(crate) adapters: u64,
     pub(crate) kv: u64,
     pub(crate) activations: u64,
     /// Tokens of the KV cache.
@@ -25,8 +28,10 @@ impl Needed {
         let config = files.config();
         let bound = |bytes: Option<usize>| bytes.map_or(u64::MAX, |bytes| bytes as u64);
         let piece = reserve.largest_piece(config);
+        let adapters = AdapterSizes::of(files.weights());
         Self {
             model: Bytes::of(files).model(),
+            adapters: adapters.bytes(reserve.step_tokens).unwrap_or(u64::MAX),
             kv: bound(KvLayout::bytes(&reserve.kv_layout(config))),
             activations: bound(reserve.activation_bytes(config)),
             tokens: reserve.kv_pages * PAGE_TOKENS,
@@ -35,13 +40,18 @@ impl Needed {
     }
 
     pub(crate) fn sum(&self) -> u64 {
-        self.model.saturating_add(self.kv).saturating_add(self.activations)
+        let parts = [self.adapters, self.kv, self.activations];
+        parts.into_iter().fold(self.model, u64::saturating_add)
     }
 
     /// The sum and its parts.
     pub(crate) fn arithmetic(&self) -> String {
+        let adapters = match self.adapters {
+            0 => String::new(),
+            some => format!(" + adapters {}", bytes(some)),
+        };
         format!(
-            "{} = model {} + KV cache for {} tokens {} + activations {}",
+            "{} = model {}{adapters} + KV cache for {} tokens {} + activations {}",
             bytes(self.sum()),
             bytes(self.model),
             self.tokens,

@@ -4,6 +4,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use trine::backend::KvType;
 use trine::backend::select::{DeviceStatus, devices};
+use trine::checkpoint::lora::Adapter;
 use trine::engine::{ModelFiles, ModelOptions, SamplingParams};
 use trine::model::activations::Reserve;
 use trine::model::config::ModelConfig;
@@ -131,6 +132,20 @@ fn about(files: &ModelFiles) -> Vec<Vec<String>> {
         rows.push(row("format", format!("{}, {}", summary.format, bytes(summary.file_bytes))));
         rows.push(row("architecture", summary.architecture.as_str()));
         rows.push(row("quantization", summary.quantization.as_str()));
+    }
+    for adapter in files.adapters() {
+        let (low, high) = adapter.ranks();
+        let rank = if low == high { format!("{low}") } else { format!("{low} to {high}") };
+        rows.push(row(
+            "adapter",
+            format!(
+                "{}, times {}: rank {rank}, {} parameters, {}",
+                adapter.folder().display(),
+                adapter.strength(),
+                output::count(adapter.parameters()),
+                adapter.projections().join(", ")
+            ),
+        ));
     }
     rows.extend([
         row("family", config.family.row().name),
@@ -289,10 +304,12 @@ fn as_object(files: &ModelFiles, reserve: &Reserve, devices: &[DeviceStatus]) ->
         "memory": {
             "context": reserve.context,
             "model_bytes": needed.model,
+            "adapter_bytes": needed.adapters,
             "kv_bytes": needed.kv,
             "activation_bytes": needed.activations,
             "sum_bytes": needed.sum(),
         },
+        "adapters": files.adapters().iter().map(adapter_json).collect::<Vec<_>>(),
         "tokenizer": files.tokenizer.as_ref().map(|tokenizer| json!({
             "tokens": tokenizer.vocabulary_size(),
             "bos": files.bos,
@@ -302,6 +319,18 @@ fn as_object(files: &ModelFiles, reserve: &Reserve, devices: &[DeviceStatus]) ->
         "sampling": sampling_json(&files.defaults),
         "runs_on": runs_on,
         "files": files.checkpoint().map(|checkpoint| checkpoint.summary()),
+    })
+}
+
+fn adapter_json(adapter: &Adapter) -> Value {
+    json!({
+        "path": adapter.folder(),
+        "scale": adapter.strength(),
+        "base": adapter.base(),
+        "ranks": [adapter.ranks().0, adapter.ranks().1],
+        "parameters": adapter.parameters(),
+        "matrices": adapter.modules(),
+        "projections": adapter.projections(),
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use trine::backend::select::DeviceName;
@@ -74,6 +74,24 @@ pub(crate) fn bias(text: &str) -> Result<(u32, f32), String> {
     read().ok_or_else(|| expected.into())
 }
 
+/// An adapter and how much of it is applied.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct AdapterArg {
+    pub(crate) path: PathBuf,
+    pub(crate) scale: f32,
+}
+
+/// `PATH`, or `PATH:SCALE` where what follows the last colon is a number.
+pub(crate) fn adapter(text: &str) -> Result<AdapterArg, String> {
+    let scaled = text.rsplit_once(':').and_then(|(path, scale)| Some((path, number(scale).ok()?)));
+    // A path of that name is meant as it stands.
+    let (path, scale) = scaled.filter(|_| !Path::new(text).exists()).unwrap_or((text, 1.0));
+    if path.is_empty() {
+        return Err("expected the folder of an adapter, or FOLDER:SCALE".into());
+    }
+    Ok(AdapterArg { path: path.into(), scale })
+}
+
 /// Token ids with commas or spaces between them.
 #[derive(Debug, Clone)]
 pub(crate) struct Ids(pub(crate) Vec<u32>);
@@ -123,6 +141,16 @@ mod tests {
         for bad in ["15", "=1", "15=", "x=1", "15=nan", ""] {
             assert!(bias(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn adapters() {
+        let of = |path: &str, scale| Ok(AdapterArg { path: path.into(), scale });
+        assert_eq!(adapter("a/b"), of("a/b", 1.0));
+        assert_eq!(adapter("a/b:0.5"), of("a/b", 0.5));
+        assert_eq!(adapter("a:-1"), of("a", -1.0));
+        assert_eq!(adapter("C:a"), of("C:a", 1.0));
+        assert!(adapter(":1").is_err() && adapter("").is_err());
     }
 
     #[test]

@@ -3,11 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use super::sampling::SamplingParams;
+use crate::checkpoint::adapted::Adapted;
+use crate::checkpoint::lora::{self, Adapter};
 use crate::checkpoint::synthetic::{self, SyntheticModel};
 use crate::checkpoint::{self, Checkpoint, GenerationDefaults, TokenizerFiles};
 use crate::error::{LoadError, SubmitError};
-use crate::model::config::{Family, ModelConfig};
+use crate::model::config::{Family, ModelConfig, NormRole, Projection};
 use crate::model::weights::WeightSource;
+use crate::tensor::HostTable;
+use crate::ternary::TernaryRows;
 use crate::text::{ChatTemplate, Tokenizer};
 
 /// Seed of the synthetic models: the same model at every run.
@@ -25,7 +29,8 @@ pub enum ModelSource {
     /// The demo model that is part of the program.
     #[cfg(feature = "cli")]
     Demo,
-    /// A checkpoint; see [`checkpoint::open`].
+    /// A checkpoint, see [`checkpoint::open`]; or an adapter, see [`lora`], whose base is where it
+    /// says.
     Path(PathBuf),
     /// A random model of a published shape, by a name of [`synthetic::PUBLISHED`]. It has no
     /// tokenizer and is the same at every run.
@@ -50,13 +55,47 @@ pub struct ModelFiles {
     pub embeds: bool,
     /// Tokens that end a text that is embedded.
     pub embedding_end: Vec<u32>,
-    weights: Weights,
+    weights: Adapted<Weights>,
 }
 
 #[derive(Debug)]
 enum Weights {
     Checkpoint(Box<Checkpoint>),
     Synthetic(SyntheticModel),
+}
+
+impl Weights {
+    fn source(&self) -> &dyn WeightSource {
+        match self {
+            Self::Checkpoint(checkpoint) => &**checkpoint,
+            Self::Synthetic(model) => model,
+        }
+    }
+}
+
+impl WeightSource for Weights {
+    fn config(&self) -> &ModelConfig {
+        self.source().config()
+    }
+    fn ternary(
+        &self,
+        layer: usize,
+        projection: Projection,
+    ) -> Result<Box<dyn TernaryRows + '_>, LoadError> {
+        self.source().ternary(layer, projection)
+    }
+    fn master(&self, layer: usize, projection: Projection) -> Result<Option<HostTable>, LoadError> {
+        self.source().master(layer, projection)
+    }
+    fn norm(&self, role: NormRole) -> Result<Vec<f32>, LoadError> {
+        self.source().norm(role)
+    }
+    fn embedding(&self) -> Result<HostTable, LoadError> {
+        self.source().embedding()
+    }
+    fn head(&self) -> Result<HostTable, LoadError> {
+        self.source().head()
+    }
 }
 
 impl ModelFiles {
@@ -74,6 +113,13 @@ impl ModelFiles {
                 expected: "the path of a checkpoint".into(),
                 found: "an empty one".into(),
             }),
+            ModelSource::Path(path) if lora::is_adapter(path) => {
+                let adapter = Adapter::open(path, 1.0)?;
+                let base = checkpoint::open(&adapter.find_base()?)?;
+                let mut files = Self::from_checkpoint(base)?;
+                files.add(adapter)?;
+                Ok(files)
+            }
             ModelSource::Path(path) => Self::from_checkpoint(checkpoint::open(path)?),
             ModelSource::Synthetic(name) => Self::synthetic(name),
         }
@@ -119,7 +165,7 @@ impl ModelFiles {
             name: checkpoint.summary().path.display().to_string(),
             embeds: checkpoint.embeds(),
             embedding_end,
-            weights: Weights::Checkpoint(Box::new(checkpoint)),
+            weights: Adapted::new(Weights::Checkpoint(Box::new(checkpoint))),
         })
     }
 
@@ -137,7 +183,7 @@ impl ModelFiles {
             name: format!("synthetic {name}"),
             embeds: false,
             embedding_end: Vec::new(),
-            weights: Weights::Synthetic(SyntheticModel::new(config, SYNTHETIC_SEED)?),
+            weights: Adapted::new(Weights::Synthetic(SyntheticModel::new(config, SYNTHETIC_SEED)?)),
         })
     }
 
@@ -146,17 +192,50 @@ impl ModelFiles {
         self.weights().config()
     }
 
-    /// The weights.
+    /// The weights, and what adapters add to them.
     pub fn weights(&self) -> &dyn WeightSource {
-        match &self.weights {
-            Weights::Checkpoint(checkpoint) => &**checkpoint,
-            Weights::Synthetic(model) => model,
+        &self.weights
+    }
+
+    /// Applies a LoRA adapter when the model runs, `scale` times; several add up. The model's own
+    /// weights stay as they are. See [`lora`].
+    ///
+    /// # Errors
+    ///
+    /// Whatever is wrong with the adapter or does not fit the model, in a sentence.
+    pub fn add_adapter(&mut self, path: &Path, scale: f32) -> Result<(), LoadError> {
+        let adapter = Adapter::open(path, scale)?;
+        if let (Some(base), Some(checkpoint)) = (adapter.base(), self.checkpoint()) {
+            let (path, model) = (adapter.folder().display(), &checkpoint.summary().path);
+            // A name of the hub, or a path of another machine: what both have is the last part.
+            let named = |path: &Path| path.file_name().map(|name| name.to_ascii_lowercase());
+            let path_of = |base: &Path| base.canonicalize().ok();
+            let same = path_of(&adapter.folder().join(base))
+                .is_some_and(|b| Some(b) == path_of(model))
+                || named(Path::new(base)) == named(model);
+            if !same {
+                tracing::warn!(
+                    "the adapter {path} was made for {base:?} and is applied to {}",
+                    model.display()
+                );
+            }
         }
+        self.add(adapter)
+    }
+
+    fn add(&mut self, adapter: Adapter) -> Result<(), LoadError> {
+        self.name += &format!(" + {}", adapter.folder().display());
+        self.weights.add(adapter)
+    }
+
+    /// The adapters.
+    pub fn adapters(&self) -> &[Adapter] {
+        self.weights.adapters()
     }
 
     /// The checkpoint; `None` for a synthetic model.
     pub fn checkpoint(&self) -> Option<&Checkpoint> {
-        match &self.weights {
+        match self.weights.base() {
             Weights::Checkpoint(checkpoint) => Some(checkpoint),
             Weights::Synthetic(_) => None,
         }

@@ -47,6 +47,7 @@ pub struct ModelOptions {
     sequences: usize,
     step_tokens: usize,
     kv_type: KvType,
+    adapters: Vec<(PathBuf, f32)>,
 }
 
 impl Default for ModelOptions {
@@ -57,6 +58,7 @@ impl Default for ModelOptions {
             sequences: 1,
             step_tokens: STEP_TOKENS,
             kv_type: KvType::F16,
+            adapters: Vec::new(),
         }
     }
 }
@@ -114,6 +116,13 @@ impl ModelOptions {
     /// Element type of the KV cache, f16 if not set.
     pub fn kv_type(mut self, kv_type: KvType) -> Self {
         self.kv_type = kv_type;
+        self
+    }
+
+    /// Applies a LoRA adapter, a folder as PEFT saves it, `scale` times when the model runs; several
+    /// add up. See [`ModelFiles::add_adapter`].
+    pub fn adapter(mut self, path: impl Into<PathBuf>, scale: f32) -> Self {
+        self.adapters.push((path.into(), scale));
         self
     }
 
@@ -181,10 +190,13 @@ impl LoadedModel {
     ///
     /// Whatever is wrong with the weights, the options or the device, in a sentence.
     pub fn load(
-        files: ModelFiles,
+        mut files: ModelFiles,
         options: &ModelOptions,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self, LoadError> {
+        for (path, scale) in &options.adapters {
+            files.add_adapter(path, *scale)?;
+        }
         let reserve = options.reserve(files.config())?;
         let executor = open(&options.device, files.weights(), reserve, progress)?;
         Ok(Self {

@@ -1,6 +1,7 @@
 //! Every intermediate of a step, named, and sized once when the model loads.
 
 use super::config::ModelConfig;
+use super::weights::AdapterSizes;
 use crate::backend::ops::{Batch, Lanes, Quantized, Samples, allocate_quantized};
 use crate::backend::{Backend, KvLayout, KvType, MAX_LOGPROBS, PAGE_TOKENS, quantized_stride};
 use crate::error::LoadError;
@@ -92,6 +93,14 @@ impl Reserve {
     }
 }
 
+/// Rows of [`LowRank`](crate::backend::ops::LowRank), of one projection at a time.
+pub struct AdapterRows<B: Backend> {
+    /// `[T, width]` the projection's input before quantisation.
+    pub input: B::Buffer<f32>,
+    /// `[T, rank]` what is between the two products.
+    pub inner: B::Buffer<f32>,
+}
+
 /// The buffers that a step reads and writes.
 pub struct Activations<B: Backend> {
     /// The step's inputs.
@@ -113,6 +122,8 @@ pub struct Activations<B: Backend> {
     pub attended: B::Buffer<f32>,
     /// `[T, output_width]` quantised, the input of the output projection.
     pub attended_quantized: Quantized<B>,
+    /// What adapters read and write, in a model that has some.
+    pub adapter: Option<AdapterRows<B>>,
     /// `[T, 2 · ffn]` gate, then up.
     pub gate_up: B::Buffer<f32>,
     /// `[T, ffn]` quantised, the input of the down projection.
@@ -161,6 +172,7 @@ impl<B: Backend> Activations<B> {
         backend: &mut B,
         config: &ModelConfig,
         reserve: &Reserve,
+        adapters: &AdapterSizes,
     ) -> Result<Self, LoadError> {
         let (tokens, sequences) = (reserve.step_tokens, reserve.sequences);
         let (hidden, attention) = (config.hidden, config.heads.output_width());
@@ -204,6 +216,14 @@ impl<B: Backend> Activations<B> {
             qkv: b.allocate("qkv", tokens * config.heads.qkv_width())?,
             attended: b.allocate("attention output", tokens * attention)?,
             attended_quantized: allocate_quantized(b, "quantised attention", tokens, attention)?,
+            adapter: (adapters.rank > 0)
+                .then(|| {
+                    Ok::<_, LoadError>(AdapterRows {
+                        input: b.allocate("inputs of adapters", tokens * adapters.width)?,
+                        inner: b.allocate("rows of adapters", tokens * adapters.rank)?,
+                    })
+                })
+                .transpose()?,
             gate_up: b.allocate("gate and up", tokens * 2 * config.ffn)?,
             gated: allocate_quantized(b, "quantised gated rows", tokens, config.ffn)?,
             normed: b.allocate("normed rows", logit_rows * hidden)?,

@@ -319,7 +319,7 @@ impl ModelConfig {
 }
 
 /// The ternary matrices of a layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Projection {
     /// Hidden to query heads.
     Query,

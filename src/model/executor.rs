@@ -8,7 +8,7 @@ use super::config::ModelConfig;
 use super::forward::Step;
 use super::memory::check_memory;
 use super::staging::Staging;
-use super::weights::{WeightSource, Weights};
+use super::weights::{AdapterSizes, WeightSource, Weights};
 use crate::backend::{Backend, DeviceInfo, LogitUse, MAX_LOGPROBS, NONE, Stats, StepKey};
 use crate::error::{LoadError, RunError};
 
@@ -72,10 +72,11 @@ impl<B: Backend> Executor<B> {
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self, LoadError> {
         let config = source.config().clone();
-        check_memory(backend.info(), &config, &reserve)?;
+        let adapters = AdapterSizes::of(source);
+        check_memory(backend.info(), &config, &reserve, &adapters)?;
         let weights = Weights::load(&mut backend, source, progress)?;
         let kv = backend.allocate_kv(reserve.kv_layout(&config))?;
-        let activations = Activations::allocate(&mut backend, &config, &reserve)?;
+        let activations = Activations::allocate(&mut backend, &config, &reserve, &adapters)?;
         let staging = Staging::new(&config, &reserve);
         let in_flight = VecDeque::with_capacity(backend.info().steps_ahead);
         let mut executor =

@@ -1,10 +1,10 @@
 //! The forward pass: the one file that knows a layer.
 
-use super::activations::Activations;
+use super::activations::{Activations, AdapterRows};
 use super::config::ModelConfig;
 use super::weights::{Layer, Linear, Weights};
 use crate::backend::ops::{
-    Embed, Epilogue, GateNormQuantize, LmHead, Norm, PagedAttention, Quantized, RmsNorm,
+    Embed, Epilogue, GateNormQuantize, LmHead, LowRank, Norm, PagedAttention, Quantized, RmsNorm,
     RmsNormQuantize, RopeAppendKv, Sample, Score, TernaryMatmul,
 };
 use crate::backend::{Backend, LogitUse, Record, StepKey};
@@ -65,6 +65,7 @@ impl<B: Backend> Step<'_, B> {
                 residual: &a.residual,
                 normed: a.normed_hidden.as_mut(),
                 quantized: &mut a.hidden,
+                adapter: a.adapter.as_mut(),
                 output: &mut a.qkv,
                 stride: heads.qkv_width(),
             },
@@ -98,7 +99,7 @@ impl<B: Backend> Step<'_, B> {
             input: &a.attended,
             norm: self.optional_norm(&layer.output.norm),
             quantized: &mut a.attended_quantized,
-            normed: None,
+            normed: input_of(&layer.output, a.adapter.as_mut()),
         })?;
         self.add_to_residual(
             r,
@@ -107,6 +108,7 @@ impl<B: Backend> Step<'_, B> {
                 input: &a.attended_quantized,
                 norm: layer.post_attention_norm.as_ref(),
                 unnormed: a.unnormed.as_mut(),
+                adapter: a.adapter.as_mut(),
                 residual: &mut a.residual,
             },
         )
@@ -127,6 +129,7 @@ impl<B: Backend> Step<'_, B> {
                 residual: &a.residual,
                 normed: a.normed_hidden.as_mut(),
                 quantized: &mut a.hidden,
+                adapter: a.adapter.as_mut(),
                 output: &mut a.gate_up,
                 stride: 2 * self.config.ffn,
             },
@@ -138,7 +141,7 @@ impl<B: Backend> Step<'_, B> {
             activation: self.config.activation,
             norm: self.optional_norm(&layer.down.norm),
             quantized: &mut a.gated,
-            normed: None,
+            normed: input_of(&layer.down, a.adapter.as_mut()),
         })?;
         self.add_to_residual(
             r,
@@ -147,6 +150,7 @@ impl<B: Backend> Step<'_, B> {
                 input: &a.gated,
                 norm: layer.post_ffn_norm.as_ref(),
                 unnormed: a.unnormed.as_mut(),
+                adapter: a.adapter.as_mut(),
                 residual: &mut a.residual,
             },
         )
@@ -156,7 +160,8 @@ impl<B: Backend> Step<'_, B> {
     /// families that norm the input of each projection, `output = linear(norm'(norm(residual)))` of
     /// each linear into its own columns.
     fn project(&self, r: &mut B::Recorder<'_>, project: Project<'_, B>) -> Result<(), RunError> {
-        let Project { norm, linears, residual, mut normed, quantized, output, stride } = project;
+        let Project { norm, linears, residual, quantized, output, stride, .. } = project;
+        let (mut normed, mut adapter) = (project.normed, project.adapter);
         let (rows, width) = (self.key.tokens, self.config.hidden);
         if let Some(normed) = normed.as_deref_mut() {
             let (input, norm) = (residual, self.norm(norm));
@@ -184,7 +189,7 @@ impl<B: Backend> Step<'_, B> {
                 input,
                 norm: Some(self.norm(gain)),
                 quantized,
-                normed: None,
+                normed: input_of(linear, adapter.as_deref_mut()),
             })?;
             r.ternary_matmul(TernaryMatmul {
                 rows,
@@ -197,6 +202,35 @@ impl<B: Backend> Step<'_, B> {
                 column: linear.column,
                 epilogue: Epilogue::Store,
             })?;
+            self.adapt(r, linear, adapter.as_deref_mut(), output, stride)?;
+        }
+        Ok(())
+    }
+
+    /// Adds what the adapters of a linear add; its input is in `rows`.
+    fn adapt(
+        &self,
+        r: &mut B::Recorder<'_>,
+        linear: &Linear<B>,
+        rows: Option<&mut AdapterRows<B>>,
+        output: &mut B::Buffer<f32>,
+        stride: usize,
+    ) -> Result<(), RunError> {
+        let Some(AdapterRows { input, inner }) = rows else { return Ok(()) };
+        for adapter in &linear.adapters {
+            r.low_rank(LowRank {
+                rows: self.key.tokens,
+                width: linear.width,
+                rank: adapter.rank,
+                features: adapter.features,
+                input,
+                down: &adapter.down,
+                up: &adapter.up,
+                inner,
+                output,
+                stride,
+                column: adapter.column,
+            })?;
         }
         Ok(())
     }
@@ -207,9 +241,9 @@ impl<B: Backend> Step<'_, B> {
         r: &mut B::Recorder<'_>,
         add: AddToResidual<'_, B>,
     ) -> Result<(), RunError> {
-        let AddToResidual { linear, input, norm, unnormed, residual } = add;
+        let AddToResidual { linear, input, norm, unnormed, adapter, residual } = add;
         let (rows, hidden) = (self.key.tokens, self.config.hidden);
-        let product = |r: &mut B::Recorder<'_>, output, epilogue| {
+        let product = |r: &mut B::Recorder<'_>, output: &mut B::Buffer<f32>, epilogue| {
             r.ternary_matmul(TernaryMatmul {
                 rows,
                 width: linear.width,
@@ -220,7 +254,8 @@ impl<B: Backend> Step<'_, B> {
                 stride: hidden,
                 column: 0,
                 epilogue,
-            })
+            })?;
+            self.adapt(r, linear, adapter, output, hidden)
         };
         let Some((gain, unnormed)) = norm.zip(unnormed) else {
             return product(r, residual, Epilogue::Add);
@@ -305,6 +340,14 @@ impl<B: Backend> Step<'_, B> {
     }
 }
 
+/// Where the input of a linear goes in f32: nowhere, unless it has adapters, which read it.
+fn input_of<'r, B: Backend>(
+    linear: &Linear<B>,
+    rows: Option<&'r mut AdapterRows<B>>,
+) -> Option<&'r mut B::Buffer<f32>> {
+    rows.filter(|_| !linear.adapters.is_empty()).map(|rows| &mut rows.input)
+}
+
 /// Projections of the residual stream that write one row.
 struct Project<'p, B: Backend> {
     /// Gain of the norm before all of them.
@@ -316,6 +359,8 @@ struct Project<'p, B: Backend> {
     normed: Option<&'p mut B::Buffer<f32>>,
     /// `[T, hidden]`, each linear's input in turn.
     quantized: &'p mut Quantized<B>,
+    /// What the adapters of the linears read and write.
+    adapter: Option<&'p mut AdapterRows<B>>,
     /// `[T, stride]`.
     output: &'p mut B::Buffer<f32>,
     /// Features of all the linears.
@@ -331,6 +376,8 @@ struct AddToResidual<'p, B: Backend> {
     norm: Option<&'p B::Buffer<f32>>,
     /// `[T, hidden]` what it answers, where that is normed.
     unnormed: Option<&'p mut B::Buffer<f32>>,
+    /// What the adapters of the linear read and write.
+    adapter: Option<&'p mut AdapterRows<B>>,
     /// `[T, hidden]`.
     residual: &'p mut B::Buffer<f32>,
 }

@@ -2,6 +2,7 @@
 
 use super::activations::Reserve;
 use super::config::ModelConfig;
+use super::weights::AdapterSizes;
 use crate::backend::DeviceInfo;
 use crate::error::LoadError;
 
@@ -10,12 +11,14 @@ pub(super) fn check_memory(
     device: &DeviceInfo,
     config: &ModelConfig,
     reserve: &Reserve,
+    adapters: &AdapterSizes,
 ) -> Result<(), LoadError> {
     const MB: f64 = 1e6;
     // 2 bits a weight; padding of rows adds a few per cent at most.
     let ternary = config.ternary_parameters() / 4;
     let kv = reserve.kv_layout(config).bytes();
     let activations = reserve.activation_bytes(config);
+    let adapters = adapters.bytes(reserve.step_tokens);
     // A device of its own also holds the tables, at 16 bits an element or more; the CPU reads them
     // where their file is mapped.
     let tables = if config.tied_head { 2 } else { 4 } * config.embedding_parameters();
@@ -24,7 +27,8 @@ pub(super) fn check_memory(
         .zip(activations)
         .and_then(|(kv, activations)| (kv as u64).checked_add(activations as u64))
         .and_then(|sum| sum.checked_add(ternary))
-        .and_then(|sum| sum.checked_add(tables.unwrap_or(0)));
+        .and_then(|sum| sum.checked_add(tables.unwrap_or(0)))
+        .and_then(|sum| sum.checked_add(adapters?));
     if let (Some(needed), Some(memory)) = (needed, device.memory) {
         if needed <= memory {
             return Ok(());
@@ -38,12 +42,16 @@ pub(super) fn check_memory(
     let tables = tables.map_or(String::new(), |bytes| {
         format!(" + embedding and head {:.0} MB or more", bytes as f64 / MB)
     });
+    let adapters = match adapters {
+        Some(0) => String::new(),
+        bytes => format!(" + adapters {}", show(bytes.map(|bytes| bytes as usize))),
+    };
     let available =
         device.memory.map_or("unknown".into(), |memory| format!("{:.0} MB", memory as f64 / MB));
     Err(LoadError::OutOfMemory {
         device: device.name.clone(),
         arithmetic: format!(
-            "ternary weights {:.0} MB{tables} + KV cache for {} tokens {} + activations {}; available {}; \
+            "ternary weights {:.0} MB{tables}{adapters} + KV cache for {} tokens {} + activations {}; available {}; \
              a shorter --context makes the KV cache smaller",
             ternary as f64 / MB,
             reserve.kv_pages * crate::backend::PAGE_TOKENS,

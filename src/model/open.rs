@@ -134,7 +134,8 @@ fn on_cuda(gpu: crate::backend::cuda::GpuInfo, job: &mut Job<'_>) -> Loaded {
         .replay(!eager && !check)
         .overlapped(!eager && !check);
     let cuda = Cuda::new(gpu, options)?;
-    super::memory::check_memory(cuda.info(), job.source.config(), &job.reserve)?;
+    let adapters = super::weights::AdapterSizes::of(job.source);
+    super::memory::check_memory(cuda.info(), job.source.config(), &job.reserve, &adapters)?;
     let mut executor = load(cuda, job, 0)?;
     if !check {
         warm_up(&mut *executor)?;
@@ -155,7 +156,8 @@ fn on_wgpu(adapter: crate::backend::wgpu::Adapter, job: &mut Job<'_>) -> Loaded 
     // Compiling may take long, and is for nothing where the model does not fit.
     wgpu.holds(job.reserve.kv_type)?;
     let config = job.source.config();
-    super::memory::check_memory(wgpu.info(), config, &job.reserve)?;
+    let adapters = super::weights::AdapterSizes::of(job.source);
+    super::memory::check_memory(wgpu.info(), config, &job.reserve, &adapters)?;
     let most = gpu.limits().max_storage_buffer_binding_size.min(gpu.limits().max_buffer_size);
     if let Some((name, bytes)) = job.reserve.largest_piece(config).filter(|p| p.1 as u64 > most) {
         return Err(LoadError::OutOfMemory {

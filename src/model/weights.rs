@@ -22,12 +22,130 @@ pub trait WeightSource {
         layer: usize,
         projection: Projection,
     ) -> Result<Box<dyn TernaryRows + '_>, LoadError>;
+    /// The float matrix that a ternary one is quantised from when it is loaded; `None` where the
+    /// source holds none.
+    fn master(&self, layer: usize, projection: Projection) -> Result<Option<HostTable>, LoadError> {
+        let _ = (layer, projection);
+        Ok(None)
+    }
+    /// Rank of what is added to a projection's product; 0, the default, where nothing is.
+    fn adapter_rank(&self, layer: usize, projection: Projection) -> usize {
+        let _ = (layer, projection);
+        0
+    }
+    /// What is added to a projection's product, of the rank that
+    /// [`adapter_rank`](Self::adapter_rank) answers.
+    fn adapter(
+        &self,
+        layer: usize,
+        projection: Projection,
+    ) -> Result<Option<AdapterMatrices>, LoadError> {
+        let _ = (layer, projection);
+        Ok(None)
+    }
     /// The gain of a norm.
     fn norm(&self, role: NormRole) -> Result<Vec<f32>, LoadError>;
     /// The embedding table, `[vocabulary, hidden]`.
     fn embedding(&self) -> Result<HostTable, LoadError>;
     /// The output head, `[vocabulary, hidden]`; asked for only if it is not tied.
     fn head(&self) -> Result<HostTable, LoadError>;
+}
+
+impl<S: WeightSource + ?Sized> WeightSource for &S {
+    fn config(&self) -> &ModelConfig {
+        (**self).config()
+    }
+    fn ternary(
+        &self,
+        layer: usize,
+        projection: Projection,
+    ) -> Result<Box<dyn TernaryRows + '_>, LoadError> {
+        (**self).ternary(layer, projection)
+    }
+    fn master(&self, layer: usize, projection: Projection) -> Result<Option<HostTable>, LoadError> {
+        (**self).master(layer, projection)
+    }
+    fn adapter_rank(&self, layer: usize, projection: Projection) -> usize {
+        (**self).adapter_rank(layer, projection)
+    }
+    fn adapter(
+        &self,
+        layer: usize,
+        projection: Projection,
+    ) -> Result<Option<AdapterMatrices>, LoadError> {
+        (**self).adapter(layer, projection)
+    }
+    fn norm(&self, role: NormRole) -> Result<Vec<f32>, LoadError> {
+        (**self).norm(role)
+    }
+    fn embedding(&self) -> Result<HostTable, LoadError> {
+        (**self).embedding()
+    }
+    fn head(&self) -> Result<HostTable, LoadError> {
+        (**self).head()
+    }
+}
+
+/// What adapters add to a projection, as [`LowRank`](crate::backend::ops::LowRank) takes it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdapterMatrices {
+    /// Rows of both.
+    pub rank: usize,
+    /// `[rank, width]`.
+    pub down: Vec<f32>,
+    /// `[rank, features]`.
+    pub up: Vec<f32>,
+}
+
+/// What the adapters of a model need when it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct AdapterSizes {
+    /// Weights of all of them.
+    pub parameters: u64,
+    /// The highest rank of a projection.
+    pub rank: usize,
+    /// The widest input of a projection that has one.
+    pub width: usize,
+}
+
+impl AdapterSizes {
+    /// What the adapters of a source need; nothing where it has none.
+    pub fn of(source: &dyn WeightSource) -> Self {
+        let config = source.config();
+        let mut sizes = Self::default();
+        for layer in 0..config.layers {
+            for projection in Projection::ALL {
+                let (features, width) = config.shape(projection);
+                let rank = source.adapter_rank(layer, projection);
+                if rank > 0 {
+                    sizes.parameters += (rank * (features + width)) as u64;
+                    sizes.rank = sizes.rank.max(rank);
+                    sizes.width = sizes.width.max(width);
+                }
+            }
+        }
+        sizes
+    }
+
+    /// Bytes of the weights and of the rows of `tokens` tokens, all f32; `None` if beyond `u64`.
+    pub fn bytes(&self, tokens: usize) -> Option<u64> {
+        let rows = (tokens as u64).checked_mul((self.rank + self.width) as u64)?;
+        self.parameters.checked_add(rows)?.checked_mul(4)
+    }
+}
+
+/// What is added to the product of a part of a linear.
+pub struct Adapter<B: Backend> {
+    /// Rows of both matrices.
+    pub rank: usize,
+    /// `[rank, width]`.
+    pub down: B::Buffer<f32>,
+    /// `[rank, features]`.
+    pub up: B::Buffer<f32>,
+    /// Rows of the part.
+    pub features: usize,
+    /// Where its features lie in a row of the layer's output.
+    pub column: usize,
 }
 
 /// One product: a projection, or several that read the same rows, below each other.
@@ -46,6 +164,8 @@ pub struct Linear<B: Backend> {
     /// Where its features lie in a row of the layer's output: those of a linear before it come
     /// first.
     pub column: usize,
+    /// What is added to the product, part by part.
+    pub adapters: Vec<Adapter<B>>,
 }
 
 /// A layer's weights on a device.
@@ -175,13 +295,36 @@ impl<B: Backend> Loader<'_, B> {
             width: self.config.shape(projections[0]).1,
             features: projections.iter().map(|&part| self.config.shape(part).0).sum(),
             column,
+            adapters: self.adapters(layer, projections, column)?,
         })
     }
 
+    fn adapters(
+        &mut self,
+        layer: usize,
+        projections: &[Projection],
+        mut column: usize,
+    ) -> Result<Vec<Adapter<B>>, LoadError> {
+        let mut adapters = Vec::new();
+        for &projection in projections {
+            let features = self.config.shape(projection).0;
+            if let Some(matrices) = self.source.adapter(layer, projection)? {
+                let AdapterMatrices { rank, down, up } = matrices;
+                let (down, up) = (self.upload("adapter", &down)?, self.upload("adapter", &up)?);
+                adapters.push(Adapter { rank, down, up, features, column });
+            }
+            column += features;
+        }
+        Ok(adapters)
+    }
+
     fn norm(&mut self, role: NormRole) -> Result<B::Buffer<f32>, LoadError> {
-        let gain = self.source.norm(role)?;
-        let mut buffer = self.backend.allocate("norm", gain.len())?;
-        self.backend.write(&mut buffer, &gain)?;
+        self.upload("norm", &self.source.norm(role)?)
+    }
+
+    fn upload(&mut self, name: &'static str, values: &[f32]) -> Result<B::Buffer<f32>, LoadError> {
+        let mut buffer = self.backend.allocate(name, values.len())?;
+        self.backend.write(&mut buffer, values)?;
         Ok(buffer)
     }
 }

@@ -3,6 +3,7 @@
 pub(crate) mod config;
 pub(crate) mod container;
 pub(crate) mod gguf;
+pub(crate) mod lora;
 mod places;
 pub(crate) mod tensors;
 pub(crate) mod text;

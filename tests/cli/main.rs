@@ -8,6 +8,7 @@ mod cuda;
 #[cfg(feature = "wgpu")]
 mod devices;
 mod embed;
+mod lora;
 mod refusals;
 mod run;
 mod scoring;

@@ -7,6 +7,8 @@
 mod common;
 #[path = "../fixture/mod.rs"]
 mod fixture;
+#[path = "../fixture/lora.rs"]
+mod lora;
 
 mod attention;
 mod head;

@@ -4,7 +4,7 @@
 use crate::common::cuda::open;
 use crate::common::demo::{DemoText, demo_text};
 use crate::common::model::{awkward_models, roomy};
-use crate::common::run::{generate, ids, session};
+use crate::common::run::{bits, generate, ids, session};
 use crate::common::workload::{greedy, workload};
 use trine::backend::cuda::CudaOptions;
 use trine::checkpoint;
@@ -27,6 +27,34 @@ fn it_agrees_with_transformers() {
             wrong.extend(
                 failures.iter().map(|failure| format!("{} {}: {failure}", fixture.name, case.name)),
             );
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// With adapters, and the same bits with fusion, graphs and overlap as without.
+#[test]
+fn adapters_agree_with_peft() {
+    let mut wrong = Vec::new();
+    for model in crate::lora::MODELS {
+        let source = model.open();
+        let run = |options, case: &crate::fixture::Case| {
+            let reserve = crate::fixture::reserve();
+            let mut executor = Executor::load(open(options)?, &*source, reserve, &mut |_, _| {})
+                .unwrap_or_else(|error| panic!("{}: {error}", model.name));
+            let output = crate::fixture::run(&mut executor, case);
+            Some(output.unwrap_or_else(|error| panic!("{} {}: {error}", model.name, case.name)))
+        };
+        // The shortest.
+        let case = &model.cases()[1];
+        let Some(output) = run(CudaOptions::default(), case) else { return };
+        for failure in crate::fixture::failures(case, &output) {
+            wrong.push(format!("{} {}: {failure}", model.name, case.name));
+        }
+        if model.name == "patterns" {
+            let plain = CudaOptions::default().fused(false).replay(false).overlapped(false);
+            let plain = run(plain, case).expect("opens again");
+            assert_eq!(bits(&output.logits), bits(&plain.logits));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

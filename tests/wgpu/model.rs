@@ -55,6 +55,38 @@ fn it_agrees_with_transformers() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// With adapters, fused and replayed where there are none and not where there are: the same bits.
+#[test]
+fn adapters_agree_with_peft() {
+    let mut wrong = Vec::new();
+    for opened in opened().iter().filter(|opened| !opened.slow || opened.plain) {
+        // All of them where they take little time, and in one variant.
+        let models = if opened.plain { 1 } else { crate::lora::MODELS.len() };
+        for model in &crate::lora::MODELS[..models] {
+            let (source, cases) = (model.open(), model.cases());
+            let run = |options: WgpuOptions, case: &crate::fixture::Case| {
+                let reserve = crate::fixture::reserve();
+                let device = backend(opened, options);
+                let mut executor = Executor::load(device, &*source, reserve, &mut |_, _| {})
+                    .unwrap_or_else(|error| panic!("{}: {error}", model.name));
+                crate::fixture::run(&mut executor, case)
+                    .unwrap_or_else(|error| panic!("{} {}: {error}", model.name, case.name))
+            };
+            // The shortest.
+            let case = &cases[1];
+            let output = run(WgpuOptions::default(), case);
+            for failure in crate::fixture::failures(case, &output) {
+                wrong.push(format!("{}: {} {}: {failure}", opened.name, model.name, case.name));
+            }
+            if model.name == "patterns" {
+                let plain = run(WgpuOptions::default().fused(false).replay(false), case);
+                assert_eq!(bits(&output.logits), bits(&plain.logits), "{}", opened.name);
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
 /// Text of the demo model: the CPU's tokens, up to the first near-tie.
 #[test]
 fn the_demo_model_says_what_it_says_on_the_cpu() {

@@ -1,0 +1,89 @@
+//! `--lora`, and adapters as models, against PEFT.
+
+use serde_json::Value;
+
+use super::run::{copy, fixture, line, parsed, trine};
+
+/// A case of an adapter's reference: ids, logits and greedy tokens.
+fn case(adapter: &str, cases: &str) -> Value {
+    let text = std::fs::read_to_string(fixture(adapter).join("reference.json")).unwrap();
+    parsed(&text)[cases][1].clone()
+}
+
+#[track_caller]
+fn expect(case: &Value, flags: &str) {
+    let ids: Vec<String> = case["ids"].as_array().unwrap().iter().map(Value::to_string).collect();
+    let steps = case["greedy"].as_array().unwrap().len();
+    let ids = ids.join(",");
+    let found =
+        line(&format!("score --device cpu --ids {ids} --greedy {steps} --logits --json {flags}"));
+    let found = found.json();
+    assert_eq!(found["tokens"], case["greedy"], "{flags}");
+    let logits = found["logits"].as_array().unwrap().iter().zip(case["logits"].as_array().unwrap());
+    for (found, expected) in logits {
+        let difference = found.as_f64().unwrap() - expected.as_f64().unwrap();
+        assert!(difference.abs() <= 2e-3, "{flags}: {found} and {expected}");
+    }
+}
+
+#[test]
+fn adapters_are_applied_by_flag_and_as_models() {
+    let (packed, both) = (case("lora_packed", "cases"), case("lora_patterns", "both"));
+    let base = "--model tests/fixtures/bitnet_silu";
+    expect(&packed, &format!("{base} --lora tests/fixtures/lora_packed"));
+    // Its config says where the base is.
+    expect(&packed, "--model tests/fixtures/lora_packed");
+    expect(&packed, "--model tests/fixtures/lora_packed/adapter_model.safetensors");
+    // Two, by flags, and one as the model; half of one twice.
+    let second = "--lora tests/fixtures/lora_patterns";
+    expect(&both, &format!("{base} --lora tests/fixtures/lora_packed {second}"));
+    expect(&both, &format!("--model tests/fixtures/lora_packed {second}"));
+    let half = "--lora tests/fixtures/lora_packed:0.5";
+    expect(&packed, &format!("{base} {half} {half}"));
+}
+
+#[test]
+fn inspect_shows_adapters_and_their_memory() {
+    let flags = "--model tests/fixtures/lora_patterns --lora tests/fixtures/lora_packed:0.5";
+    let found = line(&format!("inspect --json {flags}")).json();
+    let [first, second] = found["adapters"].as_array().unwrap().as_slice() else {
+        panic!("{found}");
+    };
+    assert_eq!((&first["ranks"], &first["scale"]), (&parsed("[1,7]"), &parsed("1.0")));
+    assert_eq!((&second["ranks"], &second["scale"]), (&parsed("[32,32]"), &parsed("0.5")));
+    assert_eq!(second["matrices"], 7);
+    // bitnet_silu: 40 and 52 wide, one layer.
+    let second_parameters = 32 * (4 * (40 + 40) + 2 * (40 + 52) + (52 + 40));
+    assert_eq!(second["parameters"], second_parameters);
+    let weights = first["parameters"].as_u64().unwrap() + second_parameters;
+    let rows = 256 * (39 + 52);
+    assert_eq!(found["memory"]["adapter_bytes"], 4 * (weights + rows));
+    let text = line(&format!("inspect {flags}")).good();
+    for part in ["lora_packed", "times 0.5", "rank 32", "rank 1 to 7", "+ adapters"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    assert!(!line("inspect").good().contains("adapter"));
+}
+
+/// A base that is not on this machine is named, one that is another is told.
+#[test]
+fn a_base_that_is_not_there_is_named() {
+    let adapter = copy(&fixture("lora_packed"));
+    let folder = adapter.path().to_str().unwrap();
+    let ran = trine(["inspect", "--model", folder]);
+    ran.refused(&["base_model_name_or_path", "../bitnet_silu", "--model", "--lora"]);
+
+    let config = adapter.path().join("adapter_config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("../bitnet_silu", "someone/another-model")).unwrap();
+    let base = fixture("bitnet_silu");
+    let ran = trine(["inspect", "--model", base.to_str().unwrap(), "--lora", folder]);
+    assert!(ran.stderr.contains("someone/another-model"), "{ran:?}");
+    ran.good();
+    let same = line("inspect --model tests/fixtures/bitnet_silu --lora tests/fixtures/lora_packed");
+    assert_eq!(same.stderr, "");
+
+    std::fs::write(&config, text.replace("../bitnet_silu", ".")).unwrap();
+    trine(["inspect", "--model", folder])
+        .refused(&["base_model_name_or_path", "an adapter itself"]);
+}
