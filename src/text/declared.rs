@@ -26,6 +26,9 @@ const MAX_REPEATS: u64 = 10_000;
 const MAX_REGEX: usize = 8192;
 /// Tokens that a post-processor may add.
 const MAX_ADDED: usize = 256;
+/// Bytes of all added tokens, for which the crate builds an automaton a hundred times as large; the
+/// most that is known to us is 75 kB.
+const MAX_ADDED_BYTES: usize = 1 << 20;
 /// The longest token, in bytes; the longest known to us are 512 spaces.
 const MAX_TOKEN: usize = 4096;
 /// WordPiece tries every part of a word, so its time is the cube of this; files have 100.
@@ -64,6 +67,11 @@ impl Declared {
         self.model.check(file)?;
         let longest = self.added_tokens.iter().map(|token| token.content.len()).max();
         check_token(file, "added_tokens", longest.unwrap_or(0))?;
+        let bytes: usize = self.added_tokens.iter().map(|token| token.content.len()).sum();
+        if bytes > MAX_ADDED_BYTES {
+            let expected = format!("at most {MAX_ADDED_BYTES} bytes of tokens");
+            return Err(LoadError::invalid(file, "added_tokens", expected, bytes.to_string()));
+        }
         let mut normalizer = Steps { file, field: "normalizer", count: 0, growth: 1, added: 0 };
         normalizer.walk(self.normalizer.as_ref())?;
         Steps { field: "pre_tokenizer", count: 0, ..normalizer }

@@ -151,6 +151,18 @@ const CASES: &[Case] = &[
         "added_tokens: expected tokens of at most 4096 bytes, found one of 1048576",
     ),
     (
+        "two megabytes of added tokens",
+        "added_tokens",
+        || {
+            let token = |i: u32| {
+                json!({ "id": i + 2, "content": format!("{i:4000}"), "special": true,
+                "single_word": false, "lstrip": false, "rstrip": false, "normalized": false })
+            };
+            (0..500).map(token).collect()
+        },
+        "added_tokens: expected at most 1048576 bytes of tokens, found 2000000",
+    ),
+    (
         "words without end for WordPiece",
         "model",
         || {
