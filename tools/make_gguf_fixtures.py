@@ -46,6 +46,10 @@ NORMS = {
     "self_attn.inner_attn_ln": "attn_sub_norm",
     "mlp.ffn_sub_norm": "ffn_sub_norm",
     "mlp.ffn_layernorm": "ffn_sub_norm",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    # bitnet.cpp's names, of its embedding models (utils/convert-bitnet-embedding-to-gguf.py).
+    **{f"{part}.norm": f"{name}_norm_in" for part, name in LINEARS.items()},
 }
 
 
@@ -161,6 +165,8 @@ FILES = [
     # -1, 0 and 1 with the scale in a tensor of its own.
     File("bitnet_silu", "scales", "bitnet", with_separate_scale),
     File("bitnet_ties", "q8_0", "bitnet-b1.58", as_q8_0_or_f16, Type.F32),
+    # BitNet-embedding 0.6B: a norm before each projection.
+    File("qwen3_embedding", "scales", "qwen3", with_separate_scale),
 ]
 
 
@@ -173,7 +179,8 @@ class Folder:
         self.tensors = {}
         for file in sorted(path.glob("*.safetensors")):
             with safe_open(file, "pt") as tensors:
-                self.tensors |= {name: tensors.get_tensor(name) for name in tensors.keys()}
+                # The embedding models' names begin further in.
+                self.tensors |= {name.removeprefix("model."): tensors.get_tensor(name) for name in tensors.keys()}
 
     def floats(self, name: str) -> np.ndarray:
         return self.tensors[name].float().numpy()
@@ -189,7 +196,8 @@ class Folder:
         wide = weight.double()
         m = wide.abs().mean().clamp(min=1e-5).float()
         t = (weight.float() * (1.0 / m)).round().clamp(-1, 1).numpy()
-        return Linear(stored, t, np.float32(m.item()), weight.numpy())
+        master = weight.float() if weight.dtype == torch.bfloat16 else weight
+        return Linear(stored, t, np.float32(m.item()), master.numpy())
 
 
 def permute(rows: np.ndarray, heads: int) -> np.ndarray:
@@ -206,23 +214,23 @@ def write_model(file: File, path: Path) -> None:
     for key, value in file.keys.items():
         writer.add_string(f"{file.arch}.{key}", value)
 
-    add_table(writer, "token_embd.weight", folder.tensors["model.embed_tokens.weight"], file.table)
+    add_table(writer, "token_embd.weight", folder.tensors["embed_tokens.weight"], file.table)
     for layer in range(config["num_hidden_layers"]):
         for part, name in NORMS.items():
-            norm = f"model.layers.{layer}.{part}.weight"
+            norm = f"layers.{layer}.{part}.weight"
             if norm in folder.tensors:
                 writer.add_tensor(f"blk.{layer}.{name}.weight", folder.floats(norm))
         for part, name in LINEARS.items():
-            linear = folder.linear(f"model.layers.{layer}.{part}", f"blk.{layer}.{name}")
+            linear = folder.linear(f"layers.{layer}.{part}", f"blk.{layer}.{name}")
             if file.arch == "llama" and name in ("attn_q", "attn_k"):
                 heads = config["num_attention_heads" if name == "attn_q" else "num_key_value_heads"]
                 linear.t = permute(linear.t, heads)
             file.linear(writer, linear)
-    writer.add_tensor("output_norm.weight", folder.floats("model.norm.weight"))
+    writer.add_tensor("output_norm.weight", folder.floats("norm.weight"))
     if not config["tie_word_embeddings"]:
         add_table(writer, "output.weight", folder.tensors["lm_head.weight"], file.table)
     elif file.head_twice:
-        add_table(writer, "output.weight", folder.tensors["model.embed_tokens.weight"], file.table)
+        add_table(writer, "output.weight", folder.tensors["embed_tokens.weight"], file.table)
     finish(writer, path)
 
 

@@ -22,6 +22,8 @@ pub(crate) struct Architecture {
     /// Whether the architecture is ternary by definition. Float weights are then masters that were
     /// trained to be quantised; of another architecture they are those of some other model.
     pub(crate) ternary: bool,
+    /// Whether a model without a head of its own embeds texts and writes none.
+    pub(crate) embeds: bool,
 }
 
 /// The architectures that are read.
@@ -33,6 +35,7 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
         activation: Activation::Silu,
         interleaved: false,
         ternary: true,
+        embeds: false,
     },
     // 2B4T, by bitnet.cpp's converter: the first name was used until April 2025.
     Architecture {
@@ -41,6 +44,7 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
         activation: Activation::Relu2,
         interleaved: false,
         ternary: true,
+        embeds: false,
     },
     Architecture {
         name: "bitnet-b1.58",
@@ -48,6 +52,7 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
         activation: Activation::Relu2,
         interleaved: false,
         ternary: true,
+        embeds: false,
     },
     // Llama3-8B-1.58, Falcon3-1.58, Falcon-E.
     Architecture {
@@ -56,6 +61,17 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
         activation: Activation::Silu,
         interleaved: true,
         ternary: false,
+        embeds: false,
+    },
+    // BitNet-embedding 0.6B, by bitnet.cpp's converter. A Qwen3 of another kind lacks the norms before
+    // its projections.
+    Architecture {
+        name: "qwen3",
+        family: Family::Qwen3,
+        activation: Activation::Silu,
+        interleaved: false,
+        ternary: false,
+        embeds: true,
     },
 ];
 

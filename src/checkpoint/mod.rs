@@ -178,8 +178,9 @@ fn open_gguf(files: &Files, name: &str) -> Result<Checkpoint, LoadError> {
         tokenizer = tokenizer_files::read(files)?;
     }
     summary.assumed.extend(tokenizer.notes.iter().cloned());
-    // No architecture that is read has a model without a head.
-    let embeds = false;
+    // Converters of embedding models write no head; those that write text have one, or are tied by
+    // an architecture that is for nothing else.
+    let embeds = config.architecture.embeds && weights.config().tied_head;
     let files = tokenizer.gguf.is_none().then(|| files.clone());
     Ok(Checkpoint { weights: Box::new(weights), tokenizer, generation, embeds, summary, files })
 }

@@ -69,6 +69,7 @@ fn they_hold_the_weights_of_their_folders() {
         "bitnet_ties.q8_0",
         "llama_absent.i2_s",
         "llama_master_f16.mixed",
+        "qwen3_embedding.scales",
     ] {
         println!("{name}");
         let (folder, _) = name.split_once('.').expect("a folder's name");
@@ -77,6 +78,7 @@ fn they_hold_the_weights_of_their_folders() {
         check_same(&folder, &gguf);
         assert!(gguf.summary().unused.is_empty(), "{:?}", gguf.summary().unused);
         assert_eq!(gguf.generation().eos_token_ids[0], folder.generation().eos_token_ids[0]);
+        assert_eq!(gguf.embeds(), folder.embeds(), "{name}");
         assert_eq!(gguf.generation().bos_token_id, folder.generation().bos_token_id);
     }
 }

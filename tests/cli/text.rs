@@ -261,6 +261,27 @@ fn inspect_shows_what_is_there() {
     assert_eq!(synthetic["parameters"], 2_412_820_480u64);
 }
 
+/// A GGUF file is a model like any other, and says what it is.
+#[test]
+fn gguf_files_are_models() {
+    let [folder, file] = ["bitnet_blocks", "gguf/bitnet_blocks.i2_s.gguf"].map(fixture);
+    let [folder, file] = [&folder, &file].map(|path| path.to_str().unwrap());
+    let score = |model| {
+        let args = ["score", "--model", model, "--ids", "1,2,3", "--greedy", "4", "--json"];
+        trine(args).json()
+    };
+    assert_eq!(score(file), score(folder));
+    let value = trine(["inspect", "--json", "--verify", "--model", file]).json();
+    assert_eq!(value["files"]["format"], "GGUF version 3");
+    assert_eq!(value["files"]["architecture"], "bitnet-b1.58");
+    let text = trine(["inspect", "--metadata", "--model", file]).good();
+    for part in ["hidden_activation: relu2, from general.architecture", "I2_S", "general.file_type"]
+    {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    trine(["tokenize", "--model", file, "text"]).sentence(&["tokenizer"]);
+}
+
 #[test]
 fn devices_say_why_not() {
     let value = line("devices --json").json();
