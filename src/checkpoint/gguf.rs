@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::files::{Files, missing};
+use super::foreign;
 use super::gguf_metadata::{self, Metadata, Reader};
 use super::gguf_types::{Meaning, meaning};
 use crate::error::LoadError;
@@ -98,7 +99,10 @@ impl Gguf {
         let mut reader = Reader { file: &file, bytes: &bytes, at: 0 };
         let magic = reader.take(4, "magic")?;
         if bytes[magic.clone()] != *MAGIC {
-            let found = format!("{:?}", String::from_utf8_lossy(&bytes[magic]));
+            let found = match foreign::name(&bytes) {
+                Some(name) => name.to_owned(),
+                None => format!("{:?}", String::from_utf8_lossy(&bytes[magic])),
+            };
             return Err(LoadError::invalid(&file, "magic", "\"GGUF\"", found));
         }
         let version = version(&mut reader)?;

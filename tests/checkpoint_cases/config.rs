@@ -38,23 +38,25 @@ pub(crate) const CONFIG: &[Case] = &[
     (
         "no model_type",
         |base| base.unset("model_type"),
-        "config.json: model_type: expected bitnet, llama, found nothing",
+        "config.json: model_type: expected bitnet, gemma3_text, llama, qwen3, found nothing",
     ),
     (
         "an unknown family",
-        |base| base.set("model_type", json!("qwen3")),
-        "config.json: model_type: qwen3 is not supported; supported: bitnet, llama",
+        |base| base.set("model_type", json!("mamba")),
+        "config.json: model_type: mamba is not supported; supported: bitnet, gemma3_text, llama, qwen3",
     ),
     (
         "a family whose name is a megabyte of control characters",
         |base| base.set("model_type", json!("\u{1b}".repeat(1 << 20))),
-        "config.json: model_type: \\u{1b}\\u{1b}\\u{1b}*… is not supported; supported: bitnet, llama",
+        "config.json: model_type: \\u{1b}\\u{1b}\\u{1b}*… is not supported; supported: bitnet, \
+         gemma3_text, llama, qwen3",
     ),
     (
         "an unknown architecture",
         |base| base.set("architectures", json!(["BitNetForSequenceClassification"])),
         "config.json: architectures: BitNetForSequenceClassification is not supported; supported: \
-         BitNetForCausalLM, LlamaForCausalLM, BitnetForCausalLM",
+         BitNetForCausalLM, LlamaForCausalLM, BitnetForCausalLM, Qwen3Model, Qwen3ForCausalLM, \
+         Gemma3TextModel, Gemma3ForCausalLM",
     ),
     (
         "architectures and model_type that disagree",

@@ -83,6 +83,13 @@ fn files_of_other_formats_are_named() {
         let expected = format!("FOLDER/config.json: {field}: expected {expected}, found {name}");
         check(name, folder.path(), expected);
         Base::bitnet().write(folder.path());
+
+        write("m.gguf", bytes);
+        let found = match bytes {
+            [] => "4 bytes at offset 0, found 0 bytes to the end of the file".to_owned(),
+            _ => format!("\"GGUF\", found {name}"),
+        };
+        check(name, &path("m.gguf"), format!("FOLDER/m.gguf: magic: expected {found}"));
     }
     // Names that do not say what is in a file.
     write("weights", &container(&Base::bitnet().tensors));
