@@ -255,8 +255,8 @@ DEVICE float gumbel_bound(u32 bits) {
     return static_cast<float>(__clz(static_cast<i32>(~bits)) + 1) * 0.6931472f + 1e-3f;
 }
 
-// Adds the biases. Each thread has tokens of its own, so that several of one token add up in their
-// order.
+// Adds the biases. Each thread has tokens of its own, those of `for_each_token`, so that several of
+// one token add up in their order, and nobody waits.
 DEVICE void add_biases(const SampleArgs& a, const SampleRow& o, float* row) {
     for (u32 n = 0; n < o.bias_count; n++) {
         const u32 token = a.bias_tokens[o.bias_start + n];
@@ -264,7 +264,6 @@ DEVICE void add_biases(const SampleArgs& a, const SampleRow& o, float* row) {
             row[token] = clamped(row[token] + a.bias_values[o.bias_start + n]);
         }
     }
-    __syncthreads();
 }
 
 // Counts the first `length` tokens of the history, and changes the logit of each once.
@@ -386,7 +385,6 @@ KERNEL_AT_LEAST(sample, SampleArgs, ROW_THREADS, 1) {
     if (biased || penalized) {
         float* changed = a.changed + u64(blockIdx.x) * a.vocabulary;
         for_each_token(row, a.vocabulary, [&](u32 token, float x) { changed[token] = x; });
-        __syncthreads();
         if (biased) add_biases(a, o, changed);
         if (penalized) {
             penalize(a, o, min(o.length, a.context), changed, a.counts + u64(blockIdx.x) * a.vocabulary);

@@ -47,6 +47,7 @@ struct Stream;
 struct Event;
 struct Work {
     std::function<Outcome()> run; // empty for an event's
+    bool launch = false;
     std::shared_ptr<Stream> before; // which must have come to `target` first
     uint64_t target = 0;
     std::shared_ptr<Event> record;

@@ -89,6 +89,8 @@ struct TrineRegistration {
 
 extern "C" {
 void trine_barrier(const char* file, int line);
+// Whether a test does without what stands there (`barriers.h`).
+bool trine_left_out(const char* name, const char* file, int line);
 // What a lane brings to an operation of its warp is `lane`. The last of the lanes in `mask` to come
 // calls `finish` with what all brought.
 typedef void (*TrineFinish)(void* const* lanes, unsigned mask);
@@ -105,7 +107,9 @@ DEVICE void let_next_kernel_start() {}
 // --- barriers and operations of a warp
 
 #define __syncthreads() trine_barrier(__FILE__, __LINE__)
-DEVICE void __syncwarp(unsigned mask = 0xffffffffu) {
+// The place of a default argument is that of the call.
+DEVICE void __syncwarp(unsigned mask = 0xffffffffu, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+    if (trine_left_out("__syncwarp", file, line)) return;
     trine_warp("__syncwarp", mask, nullptr, [](void* const*, unsigned) {});
 }
 
@@ -304,7 +308,10 @@ float atomicAdd(float*, float) = delete;
 
 DEVICE void copy_async(void* shared, const void* global, bool there) { trine_copy_async(shared, global, there); }
 DEVICE void copy_async_commit() { trine_copy_async_commit(); }
-template <int groups> DEVICE void copy_async_wait() { trine_copy_async_wait(groups); }
+template <int groups>
+DEVICE void copy_async_wait(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+    if (!trine_left_out("copy_async_wait", file, line)) trine_copy_async_wait(groups);
+}
 
 // --- tensor cores
 

@@ -4,6 +4,7 @@
 // barrier (from `TRINE_EMULATOR_SEED`, the kernel's name and the block's number), and the first in
 // that order runs as far as it can get: a warp gets ahead of the others by as much as the barriers
 // allow, which is where a missing barrier shows.
+#include "barriers.h"
 #include "worker.h"
 
 #include <stdio.h>
@@ -234,7 +235,9 @@ void Worker::run_block(uint64_t number) {
     alive = count;
     at_barrier = 0;
     failed = false;
-    random = mix(seed() + number);
+    waits = 0;
+    spoil_static_shared();
+    random = mix(seed() + other_order() + number);
     for (const char* c = job->kernel->name; *c; c++) random = mix(random + static_cast<unsigned char>(*c));
     late_copies = random >> 40 & 1;
     if (races) races->barrier();
@@ -254,6 +257,7 @@ void Worker::run_block(uint64_t number) {
     }
     run_fibers(this);
     if (!failed && alive) fail(LAUNCH_FAILED, stuck("deadlock:"));
+    block_has_waited(waits);
 }
 
 extern "C" void trine_register(TrineKernel* kernel) {
@@ -269,9 +273,22 @@ const TrineKernel* find_kernel(const std::string& name) {
     return at == kernels().end() ? nullptr : at->second;
 }
 
+// A barrier that is left out may make a loop endless.
+static void count_wait(Fiber* fiber) {
+    if (++fiber->worker->waits <= most_waits()) return;
+    fiber->worker->fail(LAUNCH_FAILED, "threads wait for each other without end");
+    leave(fiber);
+}
+
+extern "C" bool trine_left_out(const char* name, const char* file, int line) {
+    return barrier_is_left_out(name, file, line);
+}
+
 extern "C" void trine_barrier(const char* file, int line) {
+    if (barrier_is_left_out("__syncthreads", file, line)) return;
     Fiber* fiber = self();
     Worker* worker = fiber->worker;
+    count_wait(fiber);
     fiber->state = AT_BARRIER;
     fiber->file = file;
     fiber->line = line;
@@ -301,6 +318,7 @@ extern "C" void trine_warp(const char* name, unsigned mask, void* lane, TrineFin
     Worker* worker = fiber->worker;
     const int warp = fiber->number / 32;
     const unsigned me = 1u << fiber->number % 32;
+    count_wait(fiber);
     fiber->state = AT_WARP;
     fiber->name = name;
     fiber->mask = mask;

@@ -2,6 +2,7 @@
 //
 // A module's image is looked at as a driver would: its format, what it was compiled for, the names
 // and the arguments of its kernels. What runs is the code that g++ made of the same source.
+#include "barriers.h"
 #include "driver.h"
 
 #include <elf.h>
@@ -137,6 +138,7 @@ Result launch(CUfunction handle, const Launch& l, void** parameters, void** extr
     Context* broken = context.get();
     const Launch shape = l;
     Work work;
+    work.launch = true;
     work.run = [=, &kernel]() -> Outcome {
         const uint64_t number = ++launches;
         if (const int result = fail_next.exchange(0)) {
@@ -145,7 +147,8 @@ Result launch(CUfunction handle, const Launch& l, void** parameters, void** extr
         if (settings().fail_launch && number == static_cast<uint64_t>(settings().fail_launch)) {
             return {ILLEGAL_ADDRESS, std::string("kernel ") + kernel.name + " was asked to fail"};
         }
-        Outcome outcome = run_grid(kernel, argument.get(), shape.grid, shape.block, shape.shared);
+        const auto run = [&] { return run_grid(kernel, argument.get(), shape.grid, shape.block, shape.shared); };
+        Outcome outcome = barriers_are_tested() ? run_with_and_without_barriers(*broken, kernel.name, run) : run();
         if (outcome.result == SUCCESS && settings().check) {
             Hold hold(state);
             outcome = check_memory(*broken);

@@ -3,6 +3,7 @@
 // A stream runs its work when somebody waits for it, or a piece of it for each query; a host that
 // reads a result without a wait sees what was there before. Work of the null stream runs at once,
 // after that of all blocking streams.
+#include "barriers.h"
 #include "driver.h"
 
 std::shared_ptr<Stream> find_stream(Context& context, CUstream handle) {
@@ -26,7 +27,10 @@ static void run_one(Hold& hold, const std::shared_ptr<Stream>& stream) {
     // A broken context runs no more, and its work counts as done.
     if (work.run && context.error == SUCCESS) {
         hold.unlock();
-        const Outcome outcome = work.run();
+        const Outcome outcome = [&] {
+            const auto beside = work.launch ? std::shared_lock<std::shared_mutex>() : beside_barriers();
+            return work.run();
+        }();
         hold.lock();
         if (outcome.result != SUCCESS) break_context(context, outcome);
     }

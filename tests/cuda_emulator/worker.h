@@ -91,6 +91,7 @@ struct Worker {
     uint64_t ready[MOST_THREADS / 64];
     unsigned waiting[MOST_THREADS / 32]; // lanes of a warp that wait for others of it
     uint64_t random = 0;
+    uint64_t waits = 0; // of its threads for each other
     std::unique_ptr<Races> races{CHECKED ? new Races() : nullptr};
     bool late_copies = false;
 #if FAST_SWITCH
