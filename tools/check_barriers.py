@@ -3,7 +3,8 @@
 
     tools/check_barriers.py begin FILE     before the tests, which then run with TRINE_EMULATOR_BARRIERS=FILE
     tools/check_barriers.py end FILE       lists each barrier and what missed it; fails where nothing did
-    tools/check_barriers.py run            both, and the tests of tests/cuda between them (minutes)
+    tools/check_barriers.py run [CARGO'S OPTIONS]      both, and the tests of tests/cuda between them (minutes)
+    tools/check_barriers.py quick [CARGO'S OPTIONS]    the same of a few kernels, by tests that are soon done
 
 While the tests run, the emulated driver (tests/cuda_emulator/barriers.h) repeats launches with one
 barrier left out: `__syncthreads`, `__syncwarp`, or a wait for asynchronous copies. Needs no GPU.
@@ -26,6 +27,12 @@ KEPT = {
         "the lanes have met in `mma.sync`, which PTX does not call a barrier of memory",
     ("paged_attention_mma.cu", "__syncwarp(); // the sums"):
         "the lanes have met in `mma.sync`, which PTX does not call a barrier of memory",
+}
+
+# Tests, and the kernels whose barriers they all miss.
+QUICK = {
+    "tests": ["matmul::a_fused_network", "screen::close"],
+    "kernels": {"lm_head.cu", "sample_greedy.cu", "ternary_matmul_fused.cu"},
 }
 
 
@@ -55,7 +62,7 @@ def begin(file):
     Path(file).write_text("".join(lines))
 
 
-def end(file):
+def end(file, kernels=None):
     tried, missed = {}, {}
     for text in Path(file).read_text().splitlines():
         name, line, what, _, without, by = text.split("\t")
@@ -66,6 +73,8 @@ def end(file):
     counts = {"missed": 0, "kept": 0}
     wrong = []
     for place, (what, why) in barriers().items():
+        if kernels is not None and place[0] not in kernels:
+            continue
         name = f"kernels/{place[0]}:{place[1]} {what}"
         if why is not None:
             counts["kept"] += 1
@@ -84,15 +93,16 @@ def end(file):
         sys.exit("check_barriers: take these barriers away, or add a test that needs them")
 
 
-def run():
+def run(options, tests, kernels):
     emulator = subprocess.run([ROOT / "tools" / "build_cuda_emulator.sh"], check=True, stdout=subprocess.PIPE, text=True)
     file = ROOT / "target" / "barriers"
     begin(file)
     environment = dict(os.environ, TRINE_REQUIRE_CUDA="1", TRINE_EMULATOR_BARRIERS=str(file))
     path = [emulator.stdout.strip(), environment.get("LD_LIBRARY_PATH", "")]
     environment["LD_LIBRARY_PATH"] = ":".join(filter(None, path))
-    subprocess.run(["cargo", "test", "--test", "cuda"], check=True, cwd=ROOT, env=environment)
-    end(file)
+    command = ["cargo", "test", "--test", "cuda", *options, "--", *tests]
+    subprocess.run(command, check=True, cwd=ROOT, env=environment)
+    end(file, kernels)
 
 
 match sys.argv[1:]:
@@ -100,7 +110,9 @@ match sys.argv[1:]:
         begin(file)
     case ["end", file]:
         end(file)
-    case ["run"]:
-        run()
+    case ["run", *options]:
+        run(options, [], None)
+    case ["quick", *options]:
+        run(options, QUICK["tests"], QUICK["kernels"])
     case _:
         sys.exit(__doc__)

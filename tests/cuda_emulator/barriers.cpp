@@ -19,7 +19,7 @@ namespace {
 constexpr int MOST_SITES = 1024;
 // Launches that a barrier is left out of before it counts as one that nothing misses, and orders of
 // the threads in each.
-constexpr int MOST_LAUNCHES = 60, ORDERS = 4;
+constexpr int MOST_LAUNCHES = 300, ORDERS = 4;
 // Launches with all barriers, by which bytes are known that depend on the order of blocks alone.
 constexpr int CONTROLS = 3;
 // More device memory than this is not copied again and again.
