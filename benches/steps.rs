@@ -3,7 +3,7 @@
 //! ```text
 //! cargo bench --bench steps -- --device cuda:0 [--model 2b4t] [--context 128] [--batches 1,2,4]
 //!     [--prompts 512,2048] [--chunk N] [--kv int8|f16|f32] [--rounds N] [--steps N] [--threads N]
-//!     [--eager] [--unfused]
+//!     [--head full|screened|int8] [--eager] [--unfused]
 //! cargo bench --bench steps -- --device cuda:0 --soak 10000 [--batches 8]
 //! cargo bench --bench steps -- --device cuda:0 --invariance [--others 1,7,63]
 //! ```
@@ -31,7 +31,7 @@ use common::{Arguments, Failure, Meter, bandwidth, line, median, print};
 use serde_json::json;
 use trine::backend::ops::{Heads, SampleRow};
 use trine::backend::select::DeviceName;
-use trine::backend::{KvType, PAGE_TOKENS};
+use trine::backend::{Head, KvType, PAGE_TOKENS};
 use trine::checkpoint::synthetic::{SyntheticModel, published};
 use trine::engine::open::STEP_TOKENS;
 use trine::error::RunError;
@@ -85,12 +85,17 @@ impl Bench {
     /// Bytes that a step reads at least.
     fn bytes(&self, sequences: usize, context: usize) -> u64 {
         let config = self.config();
-        // The synthetic head is bf16.
-        let weights = config.ternary_parameters() / 4
-            + 2 * config.embedding_parameters()
-            + 4 * config.norm_parameters();
-        let head = config.heads.dim * self.kv_type.size() + self.kv_type.scale_size();
-        let kv = 2 * config.layers * config.heads.kv * head;
+        // The synthetic head is bf16. In int8, a scale and three bounds come with each row.
+        let head = match self.options.head {
+            Head::Int8 => config.embedding_parameters() + 16 * config.vocabulary as u64,
+            Head::Screened if sequences <= 8 => {
+                config.embedding_parameters() + 16 * config.vocabulary as u64
+            }
+            _ => 2 * config.embedding_parameters(),
+        };
+        let weights = config.ternary_parameters() / 4 + head + 4 * config.norm_parameters();
+        let kv_head = config.heads.dim * self.kv_type.size() + self.kv_type.scale_size();
+        let kv = 2 * config.layers * config.heads.kv * kv_head;
         weights + (kv * sequences * context) as u64
     }
 
@@ -138,6 +143,7 @@ impl Bench {
                 &device.name,
                 json!({
                     "description": device.description,
+                    "head": format!("{:?}", self.options.head).to_lowercase(),
                     "model": self.model,
                     "kv": self.kv_type.name(),
                     "sequences": sequences,
@@ -190,6 +196,7 @@ impl Bench {
                 &device.name,
                 json!({
                     "description": device.description,
+                    "head": format!("{:?}", self.options.head).to_lowercase(),
                     "model": self.model,
                     "kv": self.kv_type.name(),
                     "tokens": tokens,
@@ -325,6 +332,7 @@ fn main() -> Result<(), Failure> {
         "--device",
         "--model",
         "--context",
+        "--head",
         "--batches",
         "--prompts",
         "--chunk",
@@ -354,11 +362,18 @@ fn main() -> Result<(), Failure> {
         other => return Err(format!("--kv: {other:?} is none of int8, f16 and f32").into()),
     };
     let model = arguments.value("--model").unwrap_or("2b4t").to_owned();
+    let head = match arguments.value("--head").unwrap_or("full") {
+        "full" => Head::Full,
+        "screened" => Head::Screened,
+        "int8" => Head::Int8,
+        other => return Err(format!("--head {other}: expected full, screened or int8").into()),
+    };
     let options = DeviceOptions {
         device: device.parse::<DeviceName>()?,
         threads: arguments.value("--threads").map(str::parse).transpose()?,
         eager: arguments.has("--eager"),
         unfused: arguments.has("--unfused"),
+        head,
         ..DeviceOptions::default()
     };
     let source = SyntheticModel::new(shape(&model)?, 1)?;

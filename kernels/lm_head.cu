@@ -278,6 +278,27 @@ struct LmHeadScreenArgs {
 constexpr float LEAST_SCREENED = 1e-30f;
 constexpr float MOST_SCREENED = 1e30f;
 
+// One step of both parts of up to 8 rows: they are rows `g` and `g + 8` of the operand.
+template <int T>
+DEVICE void multiply_int8(i32 (&sums)[T][4], const uint4 (&table)[T], const u8* parts, u32 part_rows) {
+    const u32 lane = threadIdx.x % WARP;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        uint4 own = make_uint4(0, 0, 0, 0);
+        if (lane / 4 < part_rows) own = reinterpret_cast<const uint4*>(parts)[half * 4 * part_rows + lane];
+        const u32 rows[4] = {own.x, own.y, own.z, own.w};
+#pragma unroll
+        for (int i = 0; i < T; i++) {
+            const u32 columns[2] = {half ? table[i].z : table[i].x, half ? table[i].w : table[i].y};
+            mma_s8(sums[i], rows, columns);
+        }
+    }
+}
+// The sum of `q p` for one of a lane's two columns.
+DEVICE float int8_sum(const i32 (&sums)[4], u32 column) {
+    return static_cast<float>(sums[column]) * 128.0f + static_cast<float>(sums[column + 2]);
+}
+
 KERNEL_AT_LEAST(lm_head_screen, LmHeadScreenArgs, THREADS, 3) {
     DYNAMIC_SHARED(shared);
     constexpr int T = 2;
@@ -285,18 +306,7 @@ KERNEL_AT_LEAST(lm_head_screen, LmHeadScreenArgs, THREADS, 3) {
     const u32 row = lane / 4;
     u32 best = 0;
     const auto multiply = [&](i32 (&sums)[1][T][4], const uint4 (&table)[T], const u8* parts) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            // The two parts of a row are rows `g` and `g + 8` of the operand.
-            uint4 own = make_uint4(0, 0, 0, 0);
-            if (row < a.rows) own = reinterpret_cast<const uint4*>(parts)[half * 4 * a.rows + lane];
-            const u32 rows[4] = {own.x, own.y, own.z, own.w};
-#pragma unroll
-            for (int i = 0; i < T; i++) {
-                const u32 columns[2] = {half ? table[i].z : table[i].x, half ? table[i].w : table[i].y};
-                mma_s8(sums[0][i], rows, columns);
-            }
-        }
+        multiply_int8(sums[0], table, parts, a.rows);
     };
     const auto store = [&](u32 tile, const i32 (&sums)[1][T][4]) {
         if (row >= a.rows) return;
@@ -308,9 +318,7 @@ KERNEL_AT_LEAST(lm_head_screen, LmHeadScreenArgs, THREADS, 3) {
                 const u32 token = 8 * (T * tile + i) + 2 * (lane % 4) + column;
                 if (token >= a.vocabulary) continue;
                 const float4 of_token = a.bounds[token];
-                const float sum = static_cast<float>(sums[0][i][column]) * 128.0f
-                    + static_cast<float>(sums[0][i][column + 2]);
-                const float middle = sum * (of_token.x * of_row.x);
+                const float middle = int8_sum(sums[0][i], column) * (of_token.x * of_row.x);
                 const float bound = of_token.y * of_row.y + of_token.z * of_row.z;
                 float upper = middle + bound;
                 if (fabsf(middle) + bound < MOST_SCREENED) {
@@ -326,6 +334,52 @@ KERNEL_AT_LEAST(lm_head_screen, LmHeadScreenArgs, THREADS, 3) {
     best = max(best, __shfl_xor_sync(0xffffffffu, best, 1));
     best = max(best, __shfl_xor_sync(0xffffffffu, best, 2));
     if (row < a.rows && lane % 4 == 0 && best != 0) atomicMax(&a.floors[row], best);
+}
+
+// The head in int8 by itself: the middle between the bounds, whose sum is exact, so a row's logits are
+// its own in every batch.
+struct LmHeadInt8Args {
+    const i8* table;
+    // As for the screen, the last of each: NaN of a row of the table that has no int8 values, else 0.
+    const float4* bounds;
+    const u8* parts;
+    const float4* row_bounds;
+    // `NOT_FINITE` for a row of the input that has no int8 values.
+    const u32* floors;
+    const float* factors;
+    float* logits;
+    u64 stride;
+    u32 rows;
+    u32 vocabulary;
+    u32 blocks;
+    u32 chunk;
+};
+
+KERNEL_AT_LEAST(lm_head_int8, LmHeadInt8Args, THREADS, 3) {
+    DYNAMIC_SHARED(shared);
+    constexpr int T = 2;
+    const u32 lane = threadIdx.x % WARP;
+    const u32 row = lane / 4;
+    const auto multiply = [&](i32 (&sums)[1][T][4], const uint4 (&table)[T], const u8* parts) {
+        multiply_int8(sums[0], table, parts, a.rows);
+    };
+    const auto store = [&](u32 tile, const i32 (&sums)[1][T][4]) {
+        if (row >= a.rows) return;
+        const float unit = a.floors[row] == NOT_FINITE ? __uint_as_float(NAN_BITS) : a.row_bounds[row].x;
+        const float factor = a.factors[row];
+#pragma unroll
+        for (int i = 0; i < T; i++) {
+#pragma unroll
+            for (int column = 0; column < 2; column++) {
+                const u32 token = 8 * (T * tile + i) + 2 * (lane % 4) + column;
+                if (token >= a.vocabulary) continue;
+                const float4 of_token = a.bounds[token];
+                const float logit = int8_sum(sums[0][i], column) * (of_token.x * unit) * factor;
+                a.logits[u64(row) * a.vocabulary + token] = logit + of_token.w;
+            }
+        }
+    };
+    project<i32, 1, T>(a, shared, a.rows, multiply, store);
 }
 
 struct LmHeadRescoreArgs {

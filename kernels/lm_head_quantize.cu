@@ -1,5 +1,5 @@
-// The copy of a table in int8 that `lm_head_screen` reads, with what bounds its error: a block for each
-// row, when the table is loaded.
+// The copy of a table in int8 that `lm_head_screen` and `lm_head_int8` read, with what bounds its error:
+// a block for each row, when the table is loaded.
 #include "prelude.cuh"
 
 struct LmHeadQuantizeArgs {
@@ -13,10 +13,16 @@ struct LmHeadQuantizeArgs {
 };
 
 struct Bf16 {
+    typedef u16 Bits;
     static DEVICE_METHOD float value(u16 x) { return bf16_to_float(x); }
 };
 struct F16 {
+    typedef u16 Bits;
     static DEVICE_METHOD float value(u16 x) { return half_to_float(x); }
+};
+struct F32 {
+    typedef float Bits;
+    static DEVICE_METHOD float value(float x) { return x; }
 };
 
 // Rows whose largest magnitude lies outside of this are not bounded, and always computed.
@@ -27,9 +33,10 @@ template <typename Float>
 DEVICE void lm_head_quantize(const LmHeadQuantizeArgs& a) {
     wait_for_previous_kernel();
     let_next_kernel_start();
-    const u16* row = reinterpret_cast<const u16*>(a.table + blockIdx.x * a.stride);
+    typedef typename Float::Bits Bits;
+    const Bits* row = reinterpret_cast<const Bits*>(a.table + blockIdx.x * a.stride);
     i8* values = a.values + blockIdx.x * a.copy_stride;
-    const u32 width = static_cast<u32>(a.stride) / 2;
+    const u32 width = static_cast<u32>(a.stride / sizeof(Bits));
     u32 bits = 0;
     for (u32 i = threadIdx.x; i < width; i += THREADS) {
         const u32 magnitude = magnitude_bits(Float::value(row[i]));
@@ -52,9 +59,11 @@ DEVICE void lm_head_quantize(const LmHeadQuantizeArgs& a) {
     squares = reduce_block(squares, Add());
     if (threadIdx.x != 0) return;
     if (!sound) {
-        // Of zeros everything is known.
+        // Of zeros everything is known. What is tiny is zero in int8; what is huge, or no number, is
+        // nothing.
         const float unknown = bits == 0 ? 0.0f : __uint_as_float(INFINITE_BITS);
-        a.bounds[blockIdx.x] = make_float4(0.0f, unknown, unknown, 0.0f);
+        const float nothing = most < LEAST ? 0.0f : __uint_as_float(NAN_BITS);
+        a.bounds[blockIdx.x] = make_float4(0.0f, unknown, unknown, nothing);
         return;
     }
     // The scale and `x` are rounded, by 2⁻²³ of at most 127 each; the sums' own rounding is well below
@@ -68,3 +77,4 @@ DEVICE void lm_head_quantize(const LmHeadQuantizeArgs& a) {
 
 KERNEL(lm_head_quantize_bf16, LmHeadQuantizeArgs, THREADS) { lm_head_quantize<Bf16>(a); }
 KERNEL(lm_head_quantize_f16, LmHeadQuantizeArgs, THREADS) { lm_head_quantize<F16>(a); }
+KERNEL(lm_head_quantize_f32, LmHeadQuantizeArgs, THREADS) { lm_head_quantize<F32>(a); }

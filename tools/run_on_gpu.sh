@@ -141,6 +141,12 @@ part_bench() {
     try bench-steps 180 bench-steps.jsonl "$folder/bench_steps" --device "$device"
     try bench-steps-1k 80 bench-steps-1k.jsonl "$folder/bench_steps" --device "$device" --context 1024 \
         --batches 1,8,64 --prompts ,
+    if is_cuda; then
+        for head in screened int8; do
+            try "bench-steps-$head" 60 "bench-steps-$head.jsonl" "$folder/bench_steps" --device "$device" \
+                --head "$head" --batches 1,4,8 --prompts ,
+        done
+    fi
     try bench-2b4t 90 bench-2b4t.json "$folder/trine" bench --synthetic 2b4t --device "$device" \
         -p 512,2048 -n 128 -r 5 -o json
     try bench-2b4t-deep 90 bench-2b4t-deep.json "$folder/trine" bench --synthetic 2b4t --device "$device" \

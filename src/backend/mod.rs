@@ -115,6 +115,26 @@ impl DeviceInfo {
     }
 }
 
+/// How the output head is computed. All backends have [`Head::Full`], CUDA has all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Head {
+    /// All logits, from the table in the type that the checkpoint has.
+    #[default]
+    Full,
+    /// The best tokens of up to 8 rows, where a step wants nothing else: by bounds on all logits,
+    /// from a copy of the table in int8, and the logits that may be the highest. The tokens are
+    /// those of the full head, which does all other steps; what is read is about half. The copy
+    /// takes half of the table's memory once more, beside embeddings that are a table of their own
+    /// too. Not for tables of f32.
+    Screened,
+    /// All logits from a copy of the table in int8, with a scale for each of its rows, times rows
+    /// of 15 bits; the sums are exact. The logits differ from those of the full head, and a row's
+    /// are its own in any step. Memory as for a screened head. More than 8 rows read the copy
+    /// again for every 8.
+    Int8,
+}
+
 /// The element type of the KV cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]

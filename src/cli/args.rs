@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ValueEnum};
-use trine::backend::KvType;
 use trine::backend::select::DeviceName;
+use trine::backend::{Head, KvType};
 use trine::engine::{LoadedModel, ModelFiles, ModelOptions, ModelSource, SamplingParams};
 use trine::error::{LoadError, SubmitError};
 
@@ -90,6 +90,25 @@ impl Kv {
     }
 }
 
+/// Output head.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub(crate) enum HeadArg {
+    #[default]
+    Full,
+    Screened,
+    Int8,
+}
+
+impl HeadArg {
+    pub(crate) fn kind(self) -> Head {
+        match self {
+            Self::Full => Head::Full,
+            Self::Screened => Head::Screened,
+            Self::Int8 => Head::Int8,
+        }
+    }
+}
+
 /// How much room prompt and answer have.
 #[derive(Args, Debug)]
 pub(crate) struct ContextArgs {
@@ -120,6 +139,10 @@ pub(crate) struct RunArgs {
     /// Element type of the KV cache [default: f32 for score and perplexity, else f16]
     #[arg(long, value_name = "TYPE", value_enum)]
     pub(crate) kv: Option<Kv>,
+    /// Output head: full; screened finds the best tokens of few rows with fewer reads and the same
+    /// result (CUDA); int8 reads half, and its logits differ (CUDA)
+    #[arg(long, value_name = "HEAD", value_enum, default_value = "full")]
+    pub(crate) head: HeadArg,
     /// Check every op against the reference and stop at the first that disagrees; slow
     #[arg(long)]
     pub(crate) check: bool,
@@ -140,7 +163,7 @@ impl RunArgs {
     /// Options to load a model with; `kv` is the type unless the user names one.
     pub(crate) fn options(&self, kv: KvType) -> ModelOptions {
         let options = ModelOptions::default().check(self.check).eager(self.eager);
-        options.unfused(self.unfused).kv_type(self.kv_type(kv))
+        options.unfused(self.unfused).head(self.head.kind()).kv_type(self.kv_type(kv))
     }
 }
 

@@ -113,7 +113,8 @@ impl Bench {
                     .context(Some(context));
                 let started = Instant::now();
                 let files = files.take().map_or_else(|| self.model.open(), Ok)?;
-                let about = About::new(&files, self.path(), self.run.kv_type(KvType::F16));
+                let kv_type = self.run.kv_type(KvType::F16);
+                let about = About::new(&files, self.path(), kv_type, self.run.head.kind());
                 let mut model = load(files, &options)?;
                 let loaded = Loaded::new(&model, threads, started.elapsed())?;
                 for &test in &tests {

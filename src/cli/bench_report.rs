@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
-use trine::backend::KvType;
 use trine::backend::cpu::{Cpu, CpuOptions};
+use trine::backend::{Head, KvType};
 use trine::engine::open::STEP_TOKENS;
 use trine::engine::{LoadedModel, ModelFiles};
 use trine::error::LoadError;
@@ -83,14 +83,14 @@ pub(crate) struct About {
 }
 
 impl About {
-    pub(crate) fn new(files: &ModelFiles, path: String, kv_type: KvType) -> Self {
+    pub(crate) fn new(files: &ModelFiles, path: String, kv_type: KvType, head: Head) -> Self {
         let config = files.config();
         Self {
             path,
             name: format!("{} {}", config.family.row().name, output::count(config.parameters())),
             parameters: config.parameters(),
             products: config.ternary_parameters(),
-            bytes: Bytes::of(files),
+            bytes: Bytes::of(files).with_head(head, config),
             kv_type,
         }
     }

@@ -2,8 +2,8 @@
 
 use clap::Args;
 use serde_json::{Value, json};
-use trine::backend::KvType;
 use trine::backend::select::{DeviceStatus, devices};
+use trine::backend::{Head, KvType};
 use trine::checkpoint::lora::Adapter;
 use trine::engine::{ModelFiles, ModelOptions, SamplingParams};
 use trine::model::activations::Reserve;
@@ -85,6 +85,14 @@ impl Bytes {
     /// Weights that one token reads.
     pub(crate) fn per_token(&self) -> u64 {
         self.ternary + self.norms + self.head
+    }
+
+    /// With an output head of this kind. A row in int8 comes with a scale and three bounds.
+    pub(crate) fn with_head(mut self, head: Head, config: &ModelConfig) -> Self {
+        if head != Head::Full {
+            self.head = config.embedding_parameters() + 16 * config.vocabulary as u64;
+        }
+        self
     }
 
     /// One position of the KV cache.

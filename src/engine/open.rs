@@ -19,8 +19,8 @@ use super::files::{ModelFiles, ModelSource, check_writes, tokenizer_of};
 use super::sampling::SamplingParams;
 use super::session::Session;
 use super::text_stream::TextStream;
-use crate::backend::KvType;
 use crate::backend::select::DeviceName;
+use crate::backend::{Head, KvType};
 use crate::error::{LoadError, RunError, SubmitError};
 use crate::model::activations::Reserve;
 use crate::model::config::ModelConfig;
@@ -91,6 +91,12 @@ impl ModelOptions {
     /// Run every op as a kernel of its own, where a device fuses them otherwise.
     pub fn unfused(mut self, unfused: bool) -> Self {
         self.device.unfused = unfused;
+        self
+    }
+
+    /// The output head, [`Head::Full`] if not set; the others are CUDA's.
+    pub fn head(mut self, head: Head) -> Self {
+        self.device.head = head;
         self
     }
 

@@ -3,10 +3,10 @@
 use super::activations::Reserve;
 use super::executor::{Executor, StepExecutor};
 use super::weights::WeightSource;
-use crate::backend::Backend;
 use crate::backend::check::Checked;
 use crate::backend::cpu::{Cpu, CpuOptions};
 use crate::backend::select::DeviceName;
+use crate::backend::{Backend, Head};
 use crate::error::LoadError;
 
 /// A model on a device, or why not.
@@ -26,6 +26,24 @@ pub struct DeviceOptions {
     /// Run every op as a kernel of its own. The CPU always does; a switch for finding faults
     /// elsewhere.
     pub unfused: bool,
+    /// The output head; a device that does not have it is refused.
+    pub head: Head,
+}
+
+impl DeviceOptions {
+    /// Refuses heads that `device` does not have.
+    fn full_head(&self, device: &str) -> Result<(), LoadError> {
+        let found = match self.head {
+            Head::Full => return Ok(()),
+            Head::Screened => "screened",
+            Head::Int8 => "int8",
+        };
+        Err(LoadError::Option {
+            option: "head".into(),
+            expected: format!("full on {device}, since the others are made for CUDA alone"),
+            found: found.into(),
+        })
+    }
 }
 
 /// Loads a model on a device. `progress` hears how many of how many kernels and matrices are ready:
@@ -119,6 +137,7 @@ fn first_that_loads<'a>(job: &mut Job<'a>, candidates: Vec<Candidate<'_, Job<'a>
 }
 
 fn on_cpu(job: &mut Job<'_>) -> Loaded {
+    job.options.full_head("cpu")?;
     let options = CpuOptions { threads: job.options.threads, ..CpuOptions::default() };
     load(Cpu::new(options)?, job, 0)
 }
@@ -127,9 +146,17 @@ fn on_cpu(job: &mut Job<'_>) -> Loaded {
 fn on_cuda(gpu: crate::backend::cuda::GpuInfo, job: &mut Job<'_>) -> Loaded {
     use crate::backend::cuda::{Cuda, CudaOptions};
 
-    let DeviceOptions { check, eager, unfused, .. } = *job.options;
+    let DeviceOptions { check, eager, unfused, head, .. } = *job.options;
+    if check && head == Head::Int8 {
+        return Err(LoadError::Option {
+            option: "head".into(),
+            expected: "full or screened, since a check compares logits with the full head's".into(),
+            found: "int8".into(),
+        });
+    }
     // A check runs each op by itself, as it is recorded.
     let options = CudaOptions::default()
+        .head(head)
         .fused(!unfused && !check)
         .replay(!eager && !check)
         .overlapped(!eager && !check);
@@ -149,6 +176,7 @@ fn on_wgpu(adapter: crate::backend::wgpu::Adapter, job: &mut Job<'_>) -> Loaded 
     use crate::backend::wgpu::{Gpu, GpuOptions, Wgpu, WgpuOptions};
 
     let DeviceOptions { check, eager, unfused, .. } = *job.options;
+    job.options.full_head(&adapter.name())?;
     let gpu = Gpu::of(adapter, GpuOptions::default())?;
     // A check runs each op by itself, as it is recorded.
     let options = WgpuOptions::default().fused(!unfused && !check).replay(!eager && !check);

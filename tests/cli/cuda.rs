@@ -107,6 +107,21 @@ fn an_emulated_gpu_is_listed_as_software_and_passes_its_test() {
     assert_eq!(gpu["test"]["ok"], true, "{gpu}");
 }
 
+/// Greedy text is that of the full head where it is screened; the int8 head has its own logits.
+#[test]
+fn heads_are_used_or_refused() {
+    if is_emulated() {
+        let greedy = format!("{GENERATE} --temperature 0");
+        let expected = on(&[], &greedy).good();
+        assert_eq!(on(&[], &format!("{greedy} --head screened")).good(), expected);
+        assert!(!on(&[], &format!("{greedy} --head int8")).good().is_empty());
+        on(&[], &format!("{greedy} --head int8 --check")).refused(&["head", "int8", "full head's"]);
+    }
+    assert!(!on(&[], "generate --device cpu --head full --max-tokens 2 hello").good().is_empty());
+    let refused = on(&[], "generate --device cpu --head int8 --max-tokens 2 hello");
+    refused.refused(&["head", "full on cpu", "int8"]);
+}
+
 #[test]
 fn a_bench_says_why_there_is_no_energy() {
     if !is_emulated() {

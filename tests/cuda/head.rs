@@ -5,7 +5,7 @@ use crate::common::host::{HostBatch, upload_lanes};
 use crate::common::ops::{EPS, gain};
 use crate::common::rng::Rng;
 use crate::common::run::{bits, download, run_ops, upload};
-use trine::backend::cuda::{Cuda, CudaOptions};
+use trine::backend::cuda::{Cuda, CudaOptions, Head};
 use trine::backend::ops::Epilogue;
 use trine::backend::{Backend, FROM_LANE, NONE, Record, ops};
 use trine::tensor::{FloatType, HostTable, SharedBytes};
@@ -322,5 +322,69 @@ fn gathered_norms_are_those_of_their_rows() {
         assert!((0..5).all(|r| near(&plain[r * width..][..width], &normed(r))), "{width}");
         assert_eq!(bits(&gathered[..width]), bits(&gathered[4 * width..]));
         assert_eq!(bits(&gathered[2 * width..][..width]), bits(&plain[..width]));
+    }
+}
+
+/// The int8 head is the product with weights rounded to int8, row by row, whatever the step: its
+/// definition in f64, within what 15 bits of the input's row and f32 leave out.
+#[test]
+fn the_int8_head_is_the_product_with_rounded_weights() {
+    let Some(mut cuda) = crate::common::cuda::open(CudaOptions::default().head(Head::Int8)) else {
+        return;
+    };
+    for (float, width, vocabulary, rows) in FLOATS.into_iter().flat_map(|float| {
+        [(37, 129, 8), (300, 70, 19), (1000, 9, 3), (1, 7, 2)].map(|(w, v, r)| (float, w, v, r))
+    }) {
+        let mut rng = Rng::of(&[37, width as u64, rows as u64]);
+        let (table, values) = table(&mut rng, float, vocabulary, width);
+        let (input, gather) = inputs(&mut rng, rows, width);
+        let pass = Pass { width, vocabulary, input: &input, gather: &gather, first: 0, rows };
+        let (normed, logits) = head(&mut cuda, &table, &pass);
+        let what = format!("{float:?}, {rows} rows, {vocabulary} × {width}");
+        for r in 0..rows {
+            let x = &normed[r * width..][..width];
+            let largest = x.iter().fold(0f32, |most, x| most.max(x.abs()));
+            for v in 0..vocabulary {
+                let weights = &values[v * width..][..width];
+                let most = weights.iter().fold(0f32, |most, w| most.max(w.abs()));
+                let (mut sum, mut size) = (0.0, 0.0);
+                for (&w, &x) in weights.iter().zip(x) {
+                    // As the kernel divides, so that no tie goes the other way.
+                    let q = (w * (127.0 / most)).round_ties_even();
+                    let rounded = f64::from(q) * f64::from(most) / 127.0;
+                    sum += rounded * f64::from(x);
+                    size += rounded.abs();
+                }
+                let error = (f64::from(logits[r * vocabulary + v]) - sum).abs();
+                let of_row = 0.51 * f64::from(largest) / 16256.0;
+                let allowed = size * (of_row + 1e-6 * f64::from(largest));
+                assert!(error <= allowed, "{what}: {error} > {allowed} at {r}, {v}");
+            }
+            let alone = head(&mut cuda, &table, &Pass { first: r, rows: 1, ..pass }).1;
+            assert_eq!(bits(&alone), bits(&logits[r * vocabulary..][..vocabulary]), "{what}, {r}");
+        }
+    }
+    // What is no number stays in its row, of the input or of the table.
+    let (width, vocabulary, rows) = (70, 33, 12);
+    for (float, bad) in FLOATS.into_iter().flat_map(|f| [f32::NAN, f32::INFINITY].map(|b| (f, b))) {
+        let mut rng = Rng::of(&[38]);
+        let (table, _) = table(&mut rng, float, vocabulary, width);
+        let mut bytes = table.bytes.to_vec();
+        let bad_weight = match float {
+            FloatType::Bf16 => half::bf16::from_f32(bad).to_le_bytes().to_vec(),
+            FloatType::F16 => half::f16::from_f32(bad).to_le_bytes().to_vec(),
+            FloatType::F32 => bad.to_le_bytes().to_vec(),
+        };
+        bytes.splice((5 * width + 3) * float.size()..(5 * width + 4) * float.size(), bad_weight);
+        let table = HostTable { bytes: SharedBytes::new(bytes), ..table };
+        let mut input = rng.normals(rows * width, 1.0);
+        input[9 * width + 69] = bad;
+        let gather: Vec<u32> = (0..rows as u32).collect();
+        let pass = Pass { width, vocabulary, input: &input, gather: &gather, first: 0, rows };
+        let (_, logits) = head(&mut cuda, &table, &pass);
+        for (i, logit) in logits.iter().enumerate() {
+            let expected = i / vocabulary == 9 || i % vocabulary == 5;
+            assert_eq!(!logit.is_finite(), expected, "{float:?}, {bad}, {i}: {logit}");
+        }
     }
 }

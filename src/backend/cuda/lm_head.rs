@@ -2,12 +2,12 @@
 
 use std::rc::Rc;
 
-use super::Cuda;
 use super::launch::{Kernel, Launch, grid};
-use super::lm_head_screen::Screened;
+use super::lm_head_screen::{Int8, Screened};
 use super::memory::Owned;
 use super::rms_norm;
 use super::table::{ROW_BYTES, of_float};
+use super::{Cuda, Head as HeadKind};
 use crate::backend::ops::{Epilogue, LmHead, RmsNorm, check_len};
 use crate::error::RunError;
 use crate::tensor::FloatType;
@@ -162,7 +162,8 @@ impl Head {
         if rows == 0 || vocabulary == 0 {
             return rms_norm::launches(&norm).map(Self::full);
         }
-        if table.float == FloatType::F32 {
+        let int8 = table.copy.as_ref().filter(|_| cuda.options.head == HeadKind::Int8);
+        if table.float == FloatType::F32 && int8.is_none() {
             let args = F32Args {
                 table: table.memory.address(),
                 normed: norm.output.memory().address(),
@@ -178,7 +179,8 @@ impl Head {
             launches.push(Launch::new(F32, grid(vocabulary.div_ceil(WARPS)), &args, &memory));
             return Ok(Self::full(launches));
         }
-        let blocks = table.stride() / ROW_BYTES;
+        // Of 16 bits, which the rows are made for whatever the table's type.
+        let blocks = (2 * width).div_ceil(ROW_BYTES);
         // Both parts of the rows of a launch, 2 bytes each.
         let bytes = MOST_ROWS.min(rows.next_multiple_of(16)) * blocks * ROW_BYTES * 2;
         let parts = cuda.scratch("the parts of rows for the output head", bytes as u64)?;
@@ -186,8 +188,9 @@ impl Head {
         let multiprocessors = cuda.gpu().multiprocessors.max(1);
         let mut launches = Vec::new();
         let mut screened = None;
-        for start in (0..rows).step_by(MOST_ROWS) {
-            let count = MOST_ROWS.min(rows - start);
+        let most = if int8.is_some() { FEW } else { MOST_ROWS };
+        for start in (0..rows).step_by(most) {
+            let count = most.min(rows - start);
             let variant =
                 VARIANTS.iter().find(|variant| count <= variant.rows).unwrap_or(&VARIANTS[3]);
             let part_rows = if count <= FEW { count } else { variant.rows };
@@ -218,6 +221,20 @@ impl Head {
                 &parts,
                 &factors,
             ];
+            let logits_at = logits.memory().address() + 4 * (start * vocabulary) as u64;
+            if let Some(copy) = int8 {
+                let pass = Int8 {
+                    rows: rows_args,
+                    float: table.float,
+                    copy,
+                    logits: logits.memory(),
+                    logits_at,
+                    vocabulary,
+                    inputs: rows_memory.map(Rc::clone),
+                };
+                launches.extend(pass.launches(cuda)?);
+                continue;
+            }
             let kernel = of_float(table.float, ROWS_BF16, ROWS_F16, ROWS_BF16);
             launches.push(Launch::new(kernel, grid(part_rows), &rows_args, &rows_memory));
 
@@ -226,7 +243,7 @@ impl Head {
                 table: table.memory.address(),
                 parts: parts.address(),
                 factors: factors.address(),
-                logits: logits.memory().address() + 4 * (start * vocabulary) as u64,
+                logits: logits_at,
                 stride: table.stride() as u64,
                 rows: count as u32,
                 vocabulary: vocabulary as u32,
@@ -245,9 +262,7 @@ impl Head {
                     head: args,
                     float: table.float,
                     table: Rc::clone(&table.memory),
-                    values: Rc::clone(&copy.values),
-                    bounds: Rc::clone(&copy.bounds),
-                    stride: copy.stride,
+                    copy: copy.clone(),
                     parts: Rc::clone(&parts),
                     factors: Rc::clone(&factors),
                     logits: Rc::clone(logits.memory()),

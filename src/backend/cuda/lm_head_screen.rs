@@ -1,15 +1,15 @@
-//! The output head where only the best token of a few rows is wanted: bounds on all logits from a copy
-//! of the table in int8, then the logits of those that may be the best. Gives the tokens of the full
-//! head; `lm_head.cu` has the proof.
+//! The output head by a copy of the table in int8. Screened, where only the best token of a few rows is
+//! wanted: bounds on all logits from the copy, then the logits of those that may be the best. Gives the
+//! tokens of the full head; `lm_head.cu` has the proof. Or by the copy alone.
 
 use std::rc::Rc;
 
-use super::Cuda;
 use super::launch::{Kernel, Launch, grid};
 use super::lm_head::{HeadArgs, ROWS_BF16, ROWS_F16, RowsArgs, WARPS, chunks};
 use super::memory::Owned;
 use super::sample::{PIECE, pieces};
 use super::table::{ROW_BYTES, Table, of_float};
+use super::{Cuda, Head};
 use crate::backend::ops::Sample;
 use crate::error::{LoadError, RunError};
 use crate::tensor::FloatType;
@@ -18,6 +18,10 @@ const QUANTIZE_BF16: Kernel =
     Kernel::new::<QuantizeArgs>("lm_head_quantize", 256).named("lm_head_quantize_bf16");
 const QUANTIZE_F16: Kernel =
     Kernel::new::<QuantizeArgs>("lm_head_quantize", 256).named("lm_head_quantize_f16");
+const QUANTIZE_F32: Kernel =
+    Kernel::new::<QuantizeArgs>("lm_head_quantize", 256).named("lm_head_quantize_f32");
+const INT8: Kernel =
+    Kernel::new::<Int8Args>("lm_head", 256).named("lm_head_int8").with_shared(SHARED);
 const SCREEN: Kernel =
     Kernel::new::<ScreenArgs>("lm_head", 256).named("lm_head_screen").with_shared(SHARED);
 const RESCORE_BF16: Kernel =
@@ -25,7 +29,7 @@ const RESCORE_BF16: Kernel =
 const RESCORE_F16: Kernel = Kernel::new::<RescoreArgs>("lm_head", 256).named("lm_head_rescore_f16");
 
 pub(super) const KERNELS: &[Kernel] =
-    &[QUANTIZE_BF16, QUANTIZE_F16, SCREEN, RESCORE_BF16, RESCORE_F16];
+    &[QUANTIZE_BF16, QUANTIZE_F16, QUANTIZE_F32, INT8, SCREEN, RESCORE_BF16, RESCORE_F16];
 
 /// Bytes of shared memory for the input, where three blocks share a multiprocessor.
 const SHARED: usize = 32 << 10;
@@ -62,6 +66,24 @@ struct ScreenArgs {
     chunk: u32,
 }
 
+/// `LmHeadInt8Args` of the kernel.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Int8Args {
+    table: u64,
+    bounds: u64,
+    parts: u64,
+    row_bounds: u64,
+    floors: u64,
+    factors: u64,
+    logits: u64,
+    stride: u64,
+    rows: u32,
+    vocabulary: u32,
+    blocks: u32,
+    chunk: u32,
+}
+
 /// `LmHeadRescoreArgs` of the kernel.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
@@ -87,6 +109,7 @@ struct RescoreArgs {
 }
 
 /// A copy of a table in int8, a scale for each row, with bounds on its error.
+#[derive(Clone)]
 pub(super) struct Copy {
     pub(super) values: Rc<Owned>,
     pub(super) bounds: Rc<Owned>,
@@ -95,10 +118,18 @@ pub(super) struct Copy {
 }
 
 impl Copy {
-    /// Makes a copy on the device; of tables of f32 there is none.
-    pub(super) fn new(cuda: &Cuda, table: &Table) -> Result<Option<Self>, LoadError> {
-        if table.float == FloatType::F32 || table.rows == 0 || table.cols == 0 {
+    /// Makes the copy that a head of this kind reads, on the device.
+    pub(super) fn new(cuda: &Cuda, table: &Table, head: Head) -> Result<Option<Self>, LoadError> {
+        if head == Head::Full || table.rows == 0 || table.cols == 0 {
             return Ok(None);
+        }
+        // The bounds are on the logits that tensor cores compute, of 16 bits.
+        if head == Head::Screened && table.float == FloatType::F32 {
+            return Err(LoadError::Option {
+                option: "head".into(),
+                expected: "full or int8, for a model whose output head is in f32".into(),
+                found: "screened".into(),
+            });
         }
         let stride = table.cols.next_multiple_of(ROW_BYTES);
         let reserve = |what, bytes: usize| Owned::new(&cuda.device, what, bytes as u64);
@@ -111,13 +142,112 @@ impl Copy {
             stride: table.stride() as u64,
             copy_stride: stride as u64,
         };
-        let kernel = of_float(table.float, QUANTIZE_BF16, QUANTIZE_F16, QUANTIZE_BF16);
+        let kernel = of_float(table.float, QUANTIZE_BF16, QUANTIZE_F16, QUANTIZE_F32);
         let memory = [&table.memory, &values, &bounds];
         let launch = Launch::new(kernel, grid(table.rows), &args, &memory);
         cuda.launch(&launch)
             .map_err(|reason| LoadError::Device { device: cuda.info.name.clone(), reason })?;
         Ok(Some(Self { values, bounds, stride }))
     }
+
+    /// Blocks of a row, as the kernels count them.
+    fn blocks(&self) -> usize {
+        self.stride / ROW_BYTES
+    }
+
+    /// A launch for as many blocks as stay on the GPU for all of the table.
+    fn launch(
+        &self,
+        cuda: &Cuda,
+        kernel: Kernel,
+        args: &impl bytemuck::NoUninit,
+        shape: Shape<'_>,
+    ) -> Launch {
+        let wanted = shape.vocabulary.div_ceil(TOKENS * WARPS);
+        let grid = grid(wanted.min(RESIDENT * cuda.gpu().multiprocessors.max(1)));
+        Launch::new(kernel, grid, args, shape.memory).shared(shape.shared)
+    }
+}
+
+/// Rows of the input in int8, up to 8 of them: what `lm_head_rows` makes for a copy to be multiplied by.
+struct Int8Rows {
+    parts: Rc<Owned>,
+    bounds: Rc<Owned>,
+    floors: Rc<Owned>,
+}
+
+impl Int8Rows {
+    fn new(cuda: &mut Cuda, rows: usize, copy: &Copy) -> Result<Self, RunError> {
+        Ok(Self {
+            parts: cuda.scratch("the int8 parts of rows", (rows * 2 * copy.stride) as u64)?,
+            bounds: cuda.scratch("the bounds of rows", 16 * rows as u64)?,
+            floors: cuda.scratch("the least of the best logits", 4 * rows as u64)?,
+        })
+    }
+
+    /// The launch that makes them, beside what it makes without.
+    fn launch(&self, float: FloatType, rows: &RowsArgs, memory: &[Rc<Owned>; 6]) -> Launch {
+        let Self { parts, bounds, floors } = self;
+        let args = RowsArgs {
+            screen: parts.address(),
+            bounds: bounds.address(),
+            floors: floors.address(),
+            ..*rows
+        };
+        let mut memory: Vec<_> = memory.iter().collect();
+        memory.extend([parts, bounds, floors]);
+        let kernel = of_float(float, ROWS_BF16, ROWS_F16, ROWS_BF16);
+        Launch::new(kernel, grid(rows.part_rows as usize), &args, &memory)
+    }
+}
+
+/// A pass of the head by its copy alone, of up to 8 rows.
+pub(super) struct Int8<'a> {
+    pub(super) rows: RowsArgs,
+    pub(super) float: FloatType,
+    pub(super) copy: &'a Copy,
+    pub(super) logits: &'a Rc<Owned>,
+    /// Where the pass's logits begin.
+    pub(super) logits_at: u64,
+    pub(super) vocabulary: usize,
+    /// What the first kernel reads and writes; the last is the factors of logits.
+    pub(super) inputs: [Rc<Owned>; 6],
+}
+
+impl Int8<'_> {
+    /// Two launches.
+    pub(super) fn launches(&self, cuda: &mut Cuda) -> Result<[Launch; 2], RunError> {
+        let Self { rows, copy, logits, vocabulary, .. } = self;
+        let int8 = Int8Rows::new(cuda, rows.rows as usize, copy)?;
+        let first = int8.launch(self.float, rows, &self.inputs);
+        let (chunk, shared) = chunks(copy.blocks(), rows.rows as usize, SHARED);
+        let args = Int8Args {
+            table: copy.values.address(),
+            bounds: copy.bounds.address(),
+            parts: int8.parts.address(),
+            row_bounds: int8.bounds.address(),
+            floors: int8.floors.address(),
+            factors: rows.factors,
+            logits: self.logits_at,
+            stride: copy.stride as u64,
+            rows: rows.rows,
+            vocabulary: *vocabulary as u32,
+            blocks: copy.blocks() as u32,
+            chunk: chunk as u32,
+        };
+        let Int8Rows { parts, bounds, floors } = &int8;
+        let memory =
+            &[&copy.values, &copy.bounds, parts, bounds, floors, &self.inputs[5], *logits][..];
+        let shape = Shape { vocabulary: *vocabulary, shared, memory };
+        Ok([first, copy.launch(cuda, INT8, &args, shape)])
+    }
+}
+
+/// Of a launch over a copy.
+struct Shape<'a> {
+    vocabulary: usize,
+    shared: usize,
+    memory: &'a [&'a Rc<Owned>],
 }
 
 /// A pass of the head that may be screened, with what its launches need.
@@ -126,9 +256,7 @@ pub(super) struct Screened {
     pub(super) head: HeadArgs,
     pub(super) float: FloatType,
     pub(super) table: Rc<Owned>,
-    pub(super) values: Rc<Owned>,
-    pub(super) bounds: Rc<Owned>,
-    pub(super) stride: usize,
+    pub(super) copy: Copy,
     pub(super) parts: Rc<Owned>,
     pub(super) factors: Rc<Owned>,
     pub(super) logits: Rc<Owned>,
@@ -151,41 +279,29 @@ impl Screened {
         cuda: &mut Cuda,
         op: &Sample<'_, Cuda>,
     ) -> Result<Vec<Launch>, RunError> {
-        let Self { table, values, bounds, parts, factors, logits, .. } = self;
+        let Self { table, copy, parts, factors, logits, .. } = self;
         let Sample { rows, vocabulary, batch, lanes, samples, .. } = op;
-        let blocks = self.stride / ROW_BYTES;
-        let screen = cuda.scratch("the int8 parts of rows", (rows * 2 * self.stride) as u64)?;
-        let row_bounds = cuda.scratch("the bounds of rows", 16 * *rows as u64)?;
-        let floors = cuda.scratch("the least of the best logits", 4 * *rows as u64)?;
-        let row_args = RowsArgs {
-            screen: screen.address(),
-            bounds: row_bounds.address(),
-            floors: floors.address(),
-            ..self.rows
-        };
-        let mut memory: Vec<_> = self.inputs.iter().collect();
-        memory.extend([&screen, &row_bounds, &floors]);
-        let kernel = of_float(self.float, ROWS_BF16, ROWS_F16, ROWS_BF16);
-        let rows_launch = Launch::new(kernel, grid(*rows), &row_args, &memory);
+        let int8 = Int8Rows::new(cuda, *rows, copy)?;
+        let rows_launch = int8.launch(self.float, &self.rows, &self.inputs);
+        let Int8Rows { parts: screen, bounds: row_bounds, floors } = &int8;
 
-        let (chunk, shared) = chunks(blocks, *rows, SHARED);
+        let (chunk, shared) = chunks(copy.blocks(), *rows, SHARED);
         let args = ScreenArgs {
-            table: values.address(),
-            bounds: bounds.address(),
+            table: copy.values.address(),
+            bounds: copy.bounds.address(),
             parts: screen.address(),
             row_bounds: row_bounds.address(),
             upper: logits.address(),
             floors: floors.address(),
-            stride: self.stride as u64,
+            stride: copy.stride as u64,
             rows: *rows as u32,
             vocabulary: *vocabulary as u32,
-            blocks: blocks as u32,
+            blocks: copy.blocks() as u32,
             chunk: chunk as u32,
         };
-        let memory = [values, bounds, &screen, &row_bounds, logits, &floors];
-        let wanted = vocabulary.div_ceil(TOKENS * WARPS);
-        let screen_grid = grid(wanted.min(RESIDENT * cuda.gpu().multiprocessors.max(1)));
-        let screen_launch = Launch::new(SCREEN, screen_grid, &args, &memory).shared(shared);
+        let memory = &[&copy.values, &copy.bounds, screen, row_bounds, logits, floors];
+        let shape = Shape { vocabulary: *vocabulary, shared, memory };
+        let screen_launch = copy.launch(cuda, SCREEN, &args, shape);
 
         let count = vocabulary.div_ceil(PIECE);
         let (bests, done) = pieces(cuda, *rows, count)?;
@@ -214,7 +330,7 @@ impl Screened {
             parts,
             factors,
             logits,
-            &floors,
+            floors,
             batch.sample_rows.memory(),
             &bests,
             &done,

@@ -49,6 +49,7 @@ pub use power::{PowerMeter, PowerReading};
 pub use record::Recorder;
 pub use ternary_matmul::MatmulForm;
 
+pub use super::Head;
 use super::ops::check_len;
 use super::{Backend, DeviceInfo, Element, KvLayout, KvType, RecordStep, Stats, StepKey};
 use crate::error::{LoadError, RunError};
@@ -74,21 +75,8 @@ pub struct CudaOptions {
     pub overlapped: bool,
     /// The kernels of ternary products, where the number of rows is not to choose them.
     pub matmul: Option<MatmulForm>,
-    /// How the best token is found where nothing else is asked of the logits.
+    /// How the output head is computed.
     pub head: Head,
-}
-
-/// How the output head finds the best token of a greedy step. The tokens are the same.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum Head {
-    /// By all logits.
-    #[default]
-    Full,
-    /// By bounds on all logits, from a copy of the table in int8, and the logits that may be the
-    /// highest: reads about half as much in steps of up to 8 rows. The copy takes half of the
-    /// table's memory once more, beside embeddings that are a table of their own too.
-    Screened,
 }
 
 impl Default for CudaOptions {
@@ -118,7 +106,7 @@ impl CudaOptions {
         self.matmul = Some(form);
         self
     }
-    /// With a full or a screened head.
+    /// With this output head.
     pub fn head(mut self, head: Head) -> Self {
         self.head = head;
         self
@@ -352,9 +340,7 @@ impl Backend for Cuda {
 
     fn load_table(&self, table: HostTable) -> Result<Table, LoadError> {
         let mut table = Table::new(&self.device, &table)?;
-        if self.options.head == Head::Screened {
-            table.copy = lm_head_screen::Copy::new(self, &table)?;
-        }
+        table.copy = lm_head_screen::Copy::new(self, &table, self.options.head)?;
         Ok(table)
     }
 
