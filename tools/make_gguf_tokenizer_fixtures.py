@@ -1,4 +1,4 @@
-"""Writes tests/gguf_tokenizer/: GGUF files that hold a tokenizer and nothing else, and the ids that other people's libraries give.
+"""Writes tests/gguf_tokenizer/: GGUF files that hold a tokenizer, one with a small random model, and the ids that others' libraries give.
 
 Run: python tools/make_gguf_tokenizer_fixtures.py [--check] (needs gguf 0.19, tokenizers 0.23, sentencepiece 0.2, transformers 5)
 
@@ -18,6 +18,7 @@ import tempfile
 from types import SimpleNamespace
 
 import gguf
+import numpy
 import sentencepiece
 from gguf import TokenType
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -221,7 +222,31 @@ def write_2b4t(name, tokenizer, config):
     special.add_special_token = {}  # that of the package of the time, which read tokenizer_config.json alone
     special.chat_template = WRONG_TEMPLATE
     special.add_to_gguf(out, quiet=True)
+    add_model(out, len(ids))
     finish(out)
+
+
+def add_model(out, vocabulary, hidden=32, ffn=64):
+    """One layer of random ternary weights in f16, as --outtype f16 writes them: for commands to run."""
+    rng = numpy.random.default_rng(20261121)
+    out.add_vocab_size(vocabulary)
+    out.add_context_length(256)
+    out.add_embedding_length(hidden)
+    out.add_block_count(1)
+    out.add_feed_forward_length(ffn)
+    out.add_rope_dimension_count(hidden)
+    out.add_head_count(1)
+    out.add_head_count_kv(1)
+    out.add_layer_norm_rms_eps(1e-5)
+    out.add_rope_freq_base(500000.0)
+    out.add_tensor("token_embd.weight", rng.normal(size=(vocabulary, hidden)).astype(numpy.float16))
+    shapes = {"attn_q": (hidden, hidden), "attn_k": (hidden, hidden), "attn_v": (hidden, hidden), "attn_output": (hidden, hidden),
+              "ffn_gate": (ffn, hidden), "ffn_up": (ffn, hidden), "ffn_down": (hidden, ffn)}
+    for name, shape in shapes.items():
+        out.add_tensor(f"blk.0.{name}.weight", rng.choice([-0.5, 0.0, 0.5], size=shape).astype(numpy.float16))
+    for name, size in {"attn_norm": hidden, "attn_sub_norm": hidden, "ffn_norm": hidden, "ffn_sub_norm": ffn}.items():
+        out.add_tensor(f"blk.0.{name}.weight", rng.uniform(0.5, 1.5, size=size).astype(numpy.float32))
+    out.add_tensor("output_norm.weight", rng.uniform(0.5, 1.5, size=hidden).astype(numpy.float32))
 
 
 def write_sentencepiece(name, architecture, model, config, added=(), size=None, prefix=None, user_defined=False):
@@ -326,7 +351,7 @@ def make():
     """Name -> the tokenizer that the file was made from."""
     made = {}
 
-    made["bitnet_2b4t"] = tokenizer = byte_level(regex(LLAMA3), LLAMA3_SPECIALS, bos=LLAMA3_SPECIALS[0], ignore_merges=True)
+    made["bitnet_2b4t"] = tokenizer = byte_level(regex(LLAMA3), LLAMA3_SPECIALS, size=900, bos=LLAMA3_SPECIALS[0], ignore_merges=True)
     config = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>", "pad_token": "<|end_of_text|>"}
     write_2b4t("bitnet_2b4t", tokenizer, config)
 

@@ -232,10 +232,12 @@ fn kind(metadata: &Metadata, scan: &Scan, notes: &mut Vec<String>) -> Result<Kin
         notes.push(format!("{unnamed}: text is split as for llama-bpe, because {why}"));
         return Ok(Kind::ByteLevel(&split::LLAMA3));
     }
-    notes.push(format!(
+    let doubt = format!(
         "{unnamed}: text is split as llama.cpp does then, and tokens may not be those that the \
          model was trained with"
-    ));
+    );
+    tracing::warn!("{}: {doubt}", metadata.file.display());
+    notes.push(doubt);
     Ok(Kind::ByteLevel(&split::DEFAULT))
 }
 

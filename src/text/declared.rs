@@ -103,7 +103,7 @@ impl DeclaredModel {
     }
 }
 
-fn check_token(file: &Path, field: &str, longest: usize) -> Result<(), LoadError> {
+pub(super) fn check_token(file: &Path, field: &str, longest: usize) -> Result<(), LoadError> {
     if longest <= MAX_TOKEN {
         return Ok(());
     }

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use tokenizers::models::bpe::{BPE, Merges as Pairs, Vocab};
 use tokenizers::{AddedToken, NormalizerWrapper, PreTokenizerWrapper};
 
+use super::declared::check_token;
 use super::decoder;
 use super::split::Split;
 use super::tokenizer::{MAX_VOCABULARY, Tokenizer, TokenizerOptions};
@@ -104,6 +105,8 @@ impl Vocabulary<'_> {
         file: &Path,
         options: &TokenizerOptions,
     ) -> Result<Tokenizer, LoadError> {
+        let longest = self.tokens.iter().map(|token| token.text.len()).max();
+        check_token(file, "vocabulary", longest.unwrap_or(0))?;
         let added = self.added(file)?;
         let (model, outside) = self.model_size();
         let ids = self.ids(file, model)?;

@@ -8,6 +8,7 @@ mod cuda;
 #[cfg(feature = "wgpu")]
 mod devices;
 mod embed;
+mod gguf;
 mod lora;
 mod refusals;
 mod run;

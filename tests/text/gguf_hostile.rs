@@ -138,8 +138,8 @@ fn defects_are_sentences() {
         .set(TYPES, ints(&types))
         .set(SCORES, floats(&scores))
         .set(BOS, id(u32::MAX));
-    let added: Vec<String> = (0..70).map(|n| format!("<{n:020000}>")).collect();
-    let endless = gpt2().set(TOKENS, strings(&added)).set(TYPES, ints(&[4; 70])).without(EOS);
+    let added: Vec<String> = (0..300).map(|n| format!("<{n:04000}>")).collect();
+    let endless = gpt2().set(TOKENS, strings(&added)).set(TYPES, ints(&[4; 300])).without(EOS);
     let long = "x".repeat(300);
     let cases: Vec<(Metadata, &str)> = vec![
         (
@@ -248,6 +248,10 @@ fn defects_are_sentences() {
         (
             gpt2().set("tokenizer.chat_templates", string("x")),
             "tokenizer.chat_templates: expected an array of strings",
+        ),
+        (
+            gpt2().set(TOKENS, strings(&["a", "b", "ab", &"<".repeat(5000)])),
+            "vocabulary: expected tokens of at most 4096 bytes, found one of 5000",
         ),
         (endless, "expected control and user-defined tokens of 1048576 bytes, found more"),
         (
