@@ -9,6 +9,7 @@
 // 3. a thread has four elements of the values and every `groups`th key, a chain for each row;
 // 4. a thread has four elements of a row's output: the sum over the groups, ascending.
 //
+// Of an int8 cache the scales are the last factor of a score and of the weight that a value gets.
 // None of this depends on the tile or on the other blocks.
 #include "prelude.cuh"
 
@@ -35,6 +36,18 @@ DEVICE void load_eight(const u16* row, float (&x)[8]) {
         x[2 * i] = half_to_float(pairs[i] & 0xffffu);
         x[2 * i + 1] = half_to_float(pairs[i] >> 16);
     }
+}
+DEVICE float int8_of(u32 word, int i) { return static_cast<float>(static_cast<i8>(word >> (8 * i))); }
+DEVICE void load_eight(const i8* row, float (&x)[8]) {
+    const uint2 words = *reinterpret_cast<const uint2*>(row);
+    for (int i = 0; i < 4; i++) {
+        x[i] = int8_of(words.x, i);
+        x[4 + i] = int8_of(words.y, i);
+    }
+}
+DEVICE float4 load_four(const i8* row) {
+    const u32 word = *reinterpret_cast<const u32*>(row);
+    return make_float4(int8_of(word, 0), int8_of(word, 1), int8_of(word, 2), int8_of(word, 3));
 }
 DEVICE float4 load_four(const float* row) { return *reinterpret_cast<const float4*>(row); }
 DEVICE float4 load_four(const u16* row) {
@@ -101,7 +114,20 @@ DEVICE void paged_attention(const AttentionArgs& a) {
         if (slot < a.pages * PAGE && most > 0) {
             T* key = cache_row(static_cast<T*>(a.keys), slot, tile.kv_head, a.kv, a.stride);
             T* value = cache_row(static_cast<T*>(a.values), slot, tile.kv_head, a.kv, a.stride);
-            for (u32 i = thread; i < a.stride; i += THREADS) tile.new_element(a, tile.first, i, key[i], value[i]);
+            if constexpr (SCALED<T>) {
+                const u32 lane = thread % WARP;
+                if (thread / WARP == 0) {
+                    const Int8Row row = tile.new_key_row(a, tile.first);
+                    for (u32 i = lane; i < a.stride; i += WARP) key[i] = row(tile.new_key(a, tile.first, i));
+                    if (lane == 0) *tile.scale(a, a.keys, slot) = row.scale;
+                } else if (thread / WARP == 1) {
+                    const Int8Row row = tile.new_value_row(a, tile.first);
+                    for (u32 i = lane; i < a.stride; i += WARP) value[i] = row(tile.new_value(a, tile.first, i));
+                    if (lane == 0) *tile.scale(a, a.values, slot) = row.scale;
+                }
+            } else {
+                for (u32 i = thread; i < a.stride; i += THREADS) tile.new_element(a, tile.first, i, key[i], value[i]);
+            }
         }
     }
 
@@ -133,6 +159,10 @@ DEVICE void paged_attention(const AttentionArgs& a) {
                         for (int i = 0; i < 8; i++) scores[r] = __fmaf_rn(q[i], k[i], scores[r]);
                     }
                 }
+                if constexpr (SCALED<T>) {
+                    const float scale = *tile.scale(a, a.keys, page * PAGE + thread % PAGE);
+                    for (int r = 0; r < ROWS; r++) scores[r] *= scale;
+                }
             }
             for (int r = 0; r < ROWS; r++) weights[r * KEYS + thread] = scores[r];
         }
@@ -152,8 +182,12 @@ DEVICE void paged_attention(const AttentionArgs& a) {
             float sum = 0.0f;
             for (int i = 0; i < int(KEYS / WARP); i++) {
                 const u32 key = lane + i * WARP;
-                const float weight = key < left ? exp_exact(scores[i] - highest) : 0.0f;
+                float weight = key < left ? exp_exact(scores[i] - highest) : 0.0f;
                 sum += weight;
+                if constexpr (SCALED<T>) {
+                    const u32 page = pages[key / PAGE];
+                    if (key < left && page != NONE) weight *= *tile.scale(a, a.values, page * PAGE + key % PAGE);
+                }
                 weights[r * KEYS + key] = weight;
             }
             sum = reduce_warp(sum, Add());
@@ -232,3 +266,6 @@ KERNEL(paged_attention_f32_8, AttentionArgs, THREADS) { paged_attention<float, 8
 KERNEL(paged_attention_f16_1, AttentionArgs, THREADS) { paged_attention<u16, 1>(a); }
 KERNEL(paged_attention_f16_4, AttentionArgs, THREADS) { paged_attention<u16, 4>(a); }
 KERNEL(paged_attention_f16_8, AttentionArgs, THREADS) { paged_attention<u16, 8>(a); }
+KERNEL(paged_attention_int8_1, AttentionArgs, THREADS) { paged_attention<i8, 1>(a); }
+KERNEL(paged_attention_int8_4, AttentionArgs, THREADS) { paged_attention<i8, 4>(a); }
+KERNEL(paged_attention_int8_8, AttentionArgs, THREADS) { paged_attention<i8, 8>(a); }

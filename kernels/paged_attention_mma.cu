@@ -1,5 +1,5 @@
-// `ops::PagedAttention` on tensor cores, over a cache of f16 with heads of a multiple of 16 elements
-// up to 256. One arithmetic for every row, alone in its tile or among 15 others:
+// `ops::PagedAttention` on tensor cores, over a cache of f16 or int8 with heads of a multiple of 16
+// elements up to 256. One arithmetic for every row, alone in its tile or among 15 others:
 //
 // 1. A query times the scale, times a power of two that puts its largest element at 2^10, in two
 //    f16: `high + low` is it to 22 bits, and nothing overflows.
@@ -9,6 +9,10 @@
 //    in two f16.
 // 4. The sum of weighted values of the part, 16 keys at a time, ascending: low, then high halves.
 // 5. Parts are joined in ascending order, in f32 (`Join`).
+//
+// The integers of an int8 cache become f16 on their way from the cache, exactly. Their scales are
+// factors of the scores in step 3 and of the weights in step 4, there divided by a power of two that
+// is above all of the row, so that they keep the range of f16; the sums are multiplied by it.
 //
 // A tile's row that sees less of a part than others has weights of zero there, which change nothing.
 // Two forms share this: a warp for each part of the keys (few rows), and a warp for each 16 rows.
@@ -83,6 +87,50 @@ DEVICE float stage_query(u8* high, u8* low, u32 row, bool there, const Attention
 
 DEVICE uint4 load_piece(const u8* from) { return *reinterpret_cast<const uint4*>(from); }
 
+// Four and eight integers as f16: a byte is the end of the fraction of 1024 + 128 + it.
+DEVICE uint2 halves_of(u32 bytes) {
+    const u32 shifted = bytes ^ 0x80808080u;
+    return make_uint2(sub_halves(__byte_perm(shifted, 0x64646464u, 0x4140), 0x64806480u),
+        sub_halves(__byte_perm(shifted, 0x64646464u, 0x4342), 0x64806480u));
+}
+DEVICE uint4 halves_of(u32 low, u32 high) {
+    const uint2 first = halves_of(low);
+    const uint2 last = halves_of(high);
+    return make_uint4(first.x, first.y, last.x, last.y);
+}
+// Eight elements of the cache as f16.
+DEVICE uint4 load_halves(const u16* from) { return *reinterpret_cast<const uint4*>(from); }
+DEVICE uint4 load_halves(const i8* from) {
+    const uint2 bytes = *reinterpret_cast<const uint2*>(from);
+    return halves_of(bytes.x, bytes.y);
+}
+// An integer as f16.
+DEVICE u16 half_of(i8 q) { return float_to_half(static_cast<float>(q)); }
+
+// The scales of the lane's keys, or values, of a part: of numbers `8 n + 2 t` and the next.
+struct Scales {
+    float2 of[8];
+
+    DEVICE_METHOD Scales(const AttentionArgs& a, const AttentionTile& tile, void* cache, const u32 (&page)[2]) {
+#pragma unroll
+        for (int n = 0; n < 8; n++) {
+            const u32 found = n < 4 ? page[0] : page[1];
+            const u32 slot = found * PAGE + 8 * n % PAGE + threadIdx.x % 4 * 2;
+            of[n] = found == NONE ? make_float2(1.0f, 1.0f) : *reinterpret_cast<const float2*>(tile.scale(a, cache, slot));
+        }
+    }
+    // What a key or value has that is not in the cache yet.
+    DEVICE_METHOD void set(u32 key, float scale) {
+#pragma unroll
+        for (int n = 0; n < 8; n++) {
+            const u32 first = 8 * n + threadIdx.x % 4 * 2;
+            if (key == first) of[n].x = scale;
+            if (key == first + 1) of[n].y = scale;
+        }
+    }
+    DEVICE_METHOD float operator()(int n, int i) const { return i == 0 ? of[n].x : of[n].y; }
+};
+
 // Step 2. `key(n, c)` is the lane's piece of key `8 n + g`: elements `32 c + 8 t ..`. Pieces of
 // `AHEAD` times 8 keys are asked for before the first of them is needed; of none, one by one.
 template <int CHUNKS, int AHEAD, typename Key>
@@ -131,17 +179,63 @@ DEVICE void score(float (&scores)[8][4], const u8* high, const u8* low, Key key)
 struct Weights {
     float highest[2];
     float sum[2];
+    // Of an int8 cache: what sums of values are multiplied by.
+    float up[2];
     // The weights as operands, by 16 keys.
     u32 high[4][4];
     u32 low[4][4];
 };
 
+// The scales of a cache that has none.
+struct NoScales {};
+
+// The factors of a row's weights, from those of the values that it sees, and what takes them back.
+struct Factors {
+    const Scales& scales;
+    float down;
+    float up;
+
+    DEVICE_METHOD Factors(const Scales& scales, u32 left) : scales(scales) {
+        u32 most = 0;
+#pragma unroll
+        for (int n = 0; n < 8; n++) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                if (8 * n + threadIdx.x % 4 * 2 + i < left) most = max(most, magnitude_bits(scales(n, i)));
+            }
+        }
+        most = max(most, __shfl_xor_sync(0xffffffffu, most, 1));
+        most = max(most, __shfl_xor_sync(0xffffffffu, most, 2));
+        // Scales are normal numbers far from the largest, so both powers are too.
+        const float exponent = static_cast<float>(min(max(static_cast<i32>(most >> 23) - 126, -125), 125));
+        down = power_of_two(-exponent);
+        up = most >= INFINITE_BITS ? __uint_as_float(NAN_BITS) : power_of_two(exponent);
+    }
+    DEVICE_METHOD float operator()(int n, int i) const { return scales(n, i) * down; }
+};
+struct NoFactors {
+    float up;
+
+    DEVICE_METHOD NoFactors(const NoScales&, u32) : up(1.0f) {}
+    DEVICE_METHOD float operator()(int, int) const { return 1.0f; }
+};
+template <typename T> struct CacheOf {
+    typedef NoScales Scaling;
+    typedef NoFactors Factoring;
+};
+template <> struct CacheOf<i8> {
+    typedef Scales Scaling;
+    typedef Factors Factoring;
+};
+
 // Step 3. `left` is how many keys of the part each row sees; a bad page makes NaN of its keys.
+template <typename T>
 DEVICE void soften(Weights& w, float (&scores)[8][4], const float (&factor)[2], const u32 (&left)[2],
-    const bool (&bad)[2]) {
+    const bool (&bad)[2], const typename CacheOf<T>::Scaling& scales) {
     const u32 t = threadIdx.x % 4;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
+        const typename CacheOf<T>::Factoring weighs(scales, left[r]);
         float highest = nothing_yet();
 #pragma unroll
         for (int n = 0; n < 8; n++) {
@@ -165,8 +259,11 @@ DEVICE void soften(Weights& w, float (&scores)[8][4], const float (&factor)[2], 
                 const float weight = exp_exact(scores[n][2 * r + i] - highest) * 32768.0f;
                 const float seen = 8 * n + 2 * t + i < left[r] ? weight : 0.0f;
                 sum += seen;
-                high[i] = float_to_half(seen);
-                low[i] = float_to_half(seen - half_to_float(high[i]));
+                float weighed = seen;
+                // A scale that the row does not see may be anything.
+                if constexpr (SCALED<T>) weighed = seen * (8 * n + 2 * t + i < left[r] ? weighs(n, i) : 0.0f);
+                high[i] = float_to_half(weighed);
+                low[i] = float_to_half(weighed - half_to_float(high[i]));
             }
             w.high[n / 2][r + 2 * (n % 2)] = pair(high[0], high[1]);
             w.low[n / 2][r + 2 * (n % 2)] = pair(low[0], low[1]);
@@ -174,6 +271,24 @@ DEVICE void soften(Weights& w, float (&scores)[8][4], const float (&factor)[2], 
         sum += __shfl_xor_sync(0xffffffffu, sum, 1);
         w.sum[r] = sum + __shfl_xor_sync(0xffffffffu, sum, 2);
         w.highest[r] = highest;
+        w.up[r] = weighs.up;
+    }
+}
+
+// The last factor of the scores of keys that have scales.
+DEVICE void scale_scores(float (&scores)[8][4], const Scales& scales) {
+#pragma unroll
+    for (int n = 0; n < 8; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) scores[n][i] *= scales(n, i % 2);
+    }
+}
+// And of the sums of values that do.
+DEVICE void scale_sums(float (&one)[8][4], const Weights& w) {
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) one[j][i] *= w.up[i / 2];
     }
 }
 
@@ -240,11 +355,13 @@ DEVICE void store_eight(float* to, const float (&one)[8][4], int which) {
 }
 
 // A warp for each part of the keys: a token of a sequence, and up to 16 query heads.
-template <int CHUNKS>
+template <typename T, int CHUNKS>
 DEVICE void by_keys(const AttentionArgs& a) {
     constexpr u32 WARPS = key_warps(CHUNKS);
     constexpr u32 ROW = row_bytes(CHUNKS);
     constexpr u32 QUADS = 16 * CHUNKS;
+    // As many as there are registers for; int8 needs some for its scales.
+    constexpr int AHEAD = CHUNKS <= 2 && !(SCALED<T> && CHUNKS == 1) ? 4 : 2;
     DYNAMIC_SHARED(memory);
     __shared__ float factors[TILE];
     __shared__ float highest_of[WARPS][TILE];
@@ -295,33 +412,68 @@ DEVICE void by_keys(const AttentionArgs& a) {
         const bool bad[2] = {page[0] == NONE, page[1] == NONE};
 
         if (visible > 0) {
+            // A piece of the cache is one in shared memory, of f16, or two.
+            constexpr u32 PIECES = SCALED<T> ? 4 * CHUNKS : 8 * CHUNKS;
+            constexpr u32 ELEMENTS = 16 / sizeof(T);
 #pragma unroll 4
-            for (u32 i = lane; i < PART * 8 * CHUNKS; i += WARP) {
-                const u32 row = i / (8 * CHUNKS);
-                const u32 piece = i % (8 * CHUNKS);
+            for (u32 i = lane; i < PART * PIECES; i += WARP) {
+                const u32 row = i / PIECES;
+                const u32 piece = i % PIECES;
                 if (has_new && row == cached) continue;
                 const u32 of = row < PAGE ? page[0] : page[1];
-                const bool there = row < cached && of != NONE && 8 * piece < a.stride;
+                const bool there = row < cached && of != NONE && ELEMENTS * piece < a.stride;
                 const u32 from = there ? of * PAGE + row % PAGE : 0;
-                const u16* source = cache_row(static_cast<u16*>(a.values), from, tile.kv_head, a.kv, a.stride);
-                copy_async(values + row * ROW + piece_of_value(piece, row), source + (there ? 8 * piece : 0), there);
+                const T* source = cache_row(static_cast<T*>(a.values), from, tile.kv_head, a.kv, a.stride);
+                u8* to = values + row * ROW;
+                if constexpr (SCALED<T>) {
+                    const u8* bytes = reinterpret_cast<const u8*>(source) + ELEMENTS * piece;
+                    const uint4 q = there ? load_piece(bytes) : make_uint4(0, 0, 0, 0);
+                    *reinterpret_cast<uint4*>(to + piece_of_value(2 * piece, row)) = halves_of(q.x, q.y);
+                    *reinterpret_cast<uint4*>(to + piece_of_value(2 * piece + 1, row)) = halves_of(q.z, q.w);
+                } else {
+                    copy_async(to + piece_of_value(piece, row), source + (there ? ELEMENTS * piece : 0), there);
+                }
             }
             copy_async_commit();
         }
+        // Of the new key and value, where rows have scales.
+        float new_scales[2] = {0.0f, 0.0f};
         if (has_new) {
             const bool writes = tile.head == tile.kv_head * tile.group;
-            u16* key = cache_row(static_cast<u16*>(a.keys), slot, tile.kv_head, a.kv, a.stride);
-            u16* value = cache_row(static_cast<u16*>(a.values), slot, tile.kv_head, a.kv, a.stride);
-            for (u32 i = lane; i < 64 * CHUNKS; i += WARP) {
-                u16 k;
-                u16 v;
-                tile.new_element(a, token, i, k, v);
-                new_key[i] = k;
-                u8* at = values + cached * ROW + piece_of_value(i / 8, cached);
-                reinterpret_cast<u16*>(at)[i % 8] = v;
-                if (writes && i < a.stride) {
-                    key[i] = k;
-                    value[i] = v;
+            T* key = cache_row(static_cast<T*>(a.keys), slot, tile.kv_head, a.kv, a.stride);
+            T* value = cache_row(static_cast<T*>(a.values), slot, tile.kv_head, a.kv, a.stride);
+            if constexpr (SCALED<T>) {
+                const Int8Row keys_row = tile.new_key_row(a, token);
+                const Int8Row values_row = tile.new_value_row(a, token);
+                new_scales[0] = keys_row.scale;
+                new_scales[1] = values_row.scale;
+                for (u32 i = lane; i < 64 * CHUNKS; i += WARP) {
+                    const i8 k = keys_row(tile.new_key(a, token, i));
+                    const i8 v = values_row(tile.new_value(a, token, i));
+                    new_key[i] = half_of(k);
+                    u8* at = values + cached * ROW + piece_of_value(i / 8, cached);
+                    reinterpret_cast<u16*>(at)[i % 8] = half_of(v);
+                    if (writes && i < a.stride) {
+                        key[i] = k;
+                        value[i] = v;
+                    }
+                }
+                if (writes && lane == 0) {
+                    *tile.scale(a, a.keys, slot) = new_scales[0];
+                    *tile.scale(a, a.values, slot) = new_scales[1];
+                }
+            } else {
+                for (u32 i = lane; i < 64 * CHUNKS; i += WARP) {
+                    T k;
+                    T v;
+                    tile.new_element(a, token, i, k, v);
+                    new_key[i] = k;
+                    u8* at = values + cached * ROW + piece_of_value(i / 8, cached);
+                    reinterpret_cast<u16*>(at)[i % 8] = v;
+                    if (writes && i < a.stride) {
+                        key[i] = k;
+                        value[i] = v;
+                    }
                 }
             }
         }
@@ -340,22 +492,38 @@ DEVICE void by_keys(const AttentionArgs& a) {
         __syncwarp(); // the new key
 
         if (visible > 0) {
-            u16* keys = static_cast<u16*>(a.keys);
-            const u16* first_page = cache_row(keys, bad[0] ? 0 : page[0] * PAGE, tile.kv_head, a.kv, a.stride);
-            const u16* second_page = cache_row(keys, bad[1] ? 0 : page[1] * PAGE, tile.kv_head, a.kv, a.stride);
+            T* keys = static_cast<T*>(a.keys);
+            const T* first_page = cache_row(keys, bad[0] ? 0 : page[0] * PAGE, tile.kv_head, a.kv, a.stride);
+            const T* second_page = cache_row(keys, bad[1] ? 0 : page[1] * PAGE, tile.kv_head, a.kv, a.stride);
             float scores[8][4];
-            score<CHUNKS, CHUNKS <= 2 ? 4 : 2>(scores, high, low, [&](int n, int c) {
+            score<CHUNKS, AHEAD>(scores, high, low, [&](int n, int c) {
                 const u32 row = 8 * n + g;
                 const u32 element = 32 * c + 8 * t;
-                // Generic addresses: of the cache, or of shared memory.
-                const u16* from = row < cached ? (n < 4 ? first_page : second_page) + row % PAGE * a.stride : new_key;
-                const bool there = row < visible && !(n < 4 ? bad[0] : bad[1]) && element < a.stride;
-                return there ? *reinterpret_cast<const uint4*>(from + element) : make_uint4(0, 0, 0, 0);
+                const T* of_cache = (n < 4 ? first_page : second_page) + row % PAGE * a.stride;
+                if constexpr (SCALED<T>) {
+                    const bool there = row < visible && !(n < 4 ? bad[0] : bad[1]) && element < a.stride;
+                    if (there && row < cached) return load_halves(of_cache + element);
+                    return there ? load_halves(new_key + element) : make_uint4(0, 0, 0, 0);
+                } else {
+                    // Generic addresses: of the cache, or of shared memory.
+                    const u16* from = row < cached ? of_cache : new_key;
+                    const bool there = row < visible && !(n < 4 ? bad[0] : bad[1]) && element < a.stride;
+                    return there ? *reinterpret_cast<const uint4*>(from + element) : make_uint4(0, 0, 0, 0);
+                }
             });
             const float factor[2] = {factors[g], factors[g + 8]};
             const u32 left[2] = {visible, visible};
             Weights w;
-            soften(w, scores, factor, left, bad);
+            if constexpr (SCALED<T>) {
+                Scales scales(a, tile, a.keys, page);
+                if (has_new) scales.set(cached, new_scales[0]);
+                scale_scores(scores, scales);
+                scales = Scales(a, tile, a.values, page);
+                if (has_new) scales.set(cached, new_scales[1]);
+                soften<T>(w, scores, factor, left, bad, scales);
+            } else {
+                soften<T>(w, scores, factor, left, bad, NoScales());
+            }
             copy_async_wait<0>();
             __syncwarp();
             const u64 place = (u64(token) * a.query + tile.head) * a.parts + part;
@@ -363,6 +531,7 @@ DEVICE void by_keys(const AttentionArgs& a) {
             for (int chunk = 0; chunk < CHUNKS; chunk++) {
                 float one[8][4];
                 weigh<CHUNKS>(one, w, values, chunk);
+                if constexpr (SCALED<T>) scale_sums(one, w);
                 __syncwarp(); // all lanes have read these values
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
@@ -421,25 +590,36 @@ DEVICE void by_keys(const AttentionArgs& a) {
 }
 
 // Begins to bring the keys or values of a part to shared memory; zeros beyond `visible` of them.
-template <int CHUNKS, bool KEYS>
+template <typename T, int CHUNKS, bool KEYS>
 DEVICE void stage(u8* to, const AttentionArgs& a, const AttentionTile& tile, const u32 (&page)[2], u32 visible) {
-    u16* cache = static_cast<u16*>(KEYS ? a.keys : a.values);
+    constexpr u32 PIECES = SCALED<T> ? 4 * CHUNKS : 8 * CHUNKS;
+    constexpr u32 ELEMENTS = 16 / sizeof(T);
+    T* cache = static_cast<T*>(KEYS ? a.keys : a.values);
 #pragma unroll 4
-    for (u32 i = threadIdx.x; i < PART * 8 * CHUNKS; i += MMA_THREADS) {
-        const u32 row = i / (8 * CHUNKS);
-        const u32 piece = i % (8 * CHUNKS);
+    for (u32 i = threadIdx.x; i < PART * PIECES; i += MMA_THREADS) {
+        const u32 row = i / PIECES;
+        const u32 piece = i % PIECES;
         const u32 of = row < PAGE ? page[0] : page[1];
-        const bool there = row < visible && of != NONE && 8 * piece < a.stride;
-        const u16* from = cache_row(cache, there ? of * PAGE + row % PAGE : 0, tile.kv_head, a.kv, a.stride);
-        u8* at = to + row * row_bytes(CHUNKS) + (KEYS ? piece_of_key(piece, row) : piece_of_value(piece, row));
-        copy_async(at, from + (there ? 8 * piece : 0), there);
+        const bool there = row < visible && of != NONE && ELEMENTS * piece < a.stride;
+        const T* from = cache_row(cache, there ? of * PAGE + row % PAGE : 0, tile.kv_head, a.kv, a.stride);
+        const auto at = [&](u32 piece) {
+            return to + row * row_bytes(CHUNKS) + (KEYS ? piece_of_key(piece, row) : piece_of_value(piece, row));
+        };
+        if constexpr (SCALED<T>) {
+            const u8* bytes = reinterpret_cast<const u8*>(from) + ELEMENTS * piece;
+            const uint4 q = there ? load_piece(bytes) : make_uint4(0, 0, 0, 0);
+            *reinterpret_cast<uint4*>(at(2 * piece)) = halves_of(q.x, q.y);
+            *reinterpret_cast<uint4*>(at(2 * piece + 1)) = halves_of(q.z, q.w);
+        } else {
+            copy_async(at(piece), from + (there ? ELEMENTS * piece : 0), there);
+        }
     }
     copy_async_commit();
 }
 
 // A warp for each 16 rows, of wide heads two that have half of the elements each; all of them share
 // keys and values.
-template <int CHUNKS>
+template <typename T, int CHUNKS>
 DEVICE void by_rows(const AttentionArgs& a) {
     constexpr u32 ROW = row_bytes(CHUNKS);
     constexpr u32 ROWS = row_warps(CHUNKS) * TILE;
@@ -484,7 +664,7 @@ DEVICE void by_rows(const AttentionArgs& a) {
         most = max(most, seen_of[r]);
         if (r / TILE == first_row / TILE) warp_most = max(warp_most, seen_of[r]);
     }
-    if (most > 0) stage<CHUNKS, true>(keys, a, tile, pages[0], min(most, PART));
+    if (most > 0) stage<T, CHUNKS, true>(keys, a, tile, pages[0], min(most, PART));
 
     if (first_chunk == 0) {
         for (u32 r = 0; r < TILE; r++) {
@@ -514,7 +694,8 @@ DEVICE void by_rows(const AttentionArgs& a) {
         const u32 (&page)[2] = pages[start / PART % 2];
         u32 (&next_page)[2] = pages[next / PART % 2];
         const bool sees = start < warp_most;
-        const bool masked = least < start + visible;
+        // Integers are never NaN.
+        const bool masked = !SCALED<T> && least < start + visible;
         u32 left[2];
         for (int r = 0; r < 2; r++) {
             const u32 seen = seen_of[first_row + g + 8 * r];
@@ -523,7 +704,7 @@ DEVICE void by_rows(const AttentionArgs& a) {
 
         copy_async_wait<0>();
         __syncthreads(); // keys and queries are there, and values have been used
-        stage<CHUNKS, false>(values, a, tile, page, visible);
+        stage<T, CHUNKS, false>(values, a, tile, page, visible);
         u32 found = 0;
         if (threadIdx.x < PART / PAGE) found = tile.page(a, next / PAGE + threadIdx.x);
         if (masked) {
@@ -540,7 +721,12 @@ DEVICE void by_rows(const AttentionArgs& a) {
             const float factor[2] = {factors[first_row + g], factors[first_row + g + 8]};
             // Of pages that the part sees.
             const bool bad[2] = {page[0] == NONE, visible > PAGE && page[1] == NONE};
-            soften(w, scores, factor, left, bad);
+            if constexpr (SCALED<T>) {
+                scale_scores(scores, Scales(a, tile, a.keys, page));
+                soften<T>(w, scores, factor, left, bad, Scales(a, tile, a.values, page));
+            } else {
+                soften<T>(w, scores, factor, left, bad, NoScales());
+            }
             float sum[2];
             for (int r = 0; r < 2; r++) {
                 join[r] = Join(all_highest[warp][g + 8 * r], w.highest[r]);
@@ -555,7 +741,7 @@ DEVICE void by_rows(const AttentionArgs& a) {
         if (threadIdx.x < PART / PAGE) next_page[threadIdx.x] = found;
         copy_async_wait<0>();
         __syncthreads(); // values are there, and keys have been used
-        if (next < most) stage<CHUNKS, true>(keys, a, tile, next_page, min(most - next, PART));
+        if (next < most) stage<T, CHUNKS, true>(keys, a, tile, next_page, min(most - next, PART));
         if (masked) {
             take_nan_out<CHUNKS>(values, nan_of, nan_found, least > start ? least - start : 0);
             __syncthreads();
@@ -565,21 +751,24 @@ DEVICE void by_rows(const AttentionArgs& a) {
         for (int c = 0; c < OWN; c++) {
             float one[8][4];
             weigh<CHUNKS>(one, w, values, first_chunk + c);
+            if constexpr (SCALED<T>) scale_sums(one, w);
 #pragma unroll
             for (int j = 0; j < 8; j++) {
 #pragma unroll
                 for (int i = 0; i < 4; i++) all[c][j][i] = join[i / 2](all[c][j][i], one[j][i]);
             }
         }
-        if (!masked || nan_found == 0) continue;
+        if constexpr (!SCALED<T>) {
+            if (!masked || nan_found == 0) continue;
 #pragma unroll
-        for (int c = 0; c < OWN; c++) {
+            for (int c = 0; c < OWN; c++) {
 #pragma unroll
-            for (int j = 0; j < 8; j++) {
+                for (int j = 0; j < 8; j++) {
 #pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    const u32 key = nan_of[64 * (first_chunk + c) + 16 * t + 8 * (i % 2) + j];
-                    if (key < left[i / 2]) all[c][j][i] = __uint_as_float(NAN_BITS);
+                    for (int i = 0; i < 4; i++) {
+                        const u32 key = nan_of[64 * (first_chunk + c) + 16 * t + 8 * (i % 2) + j];
+                        if (key < left[i / 2]) all[c][j][i] = __uint_as_float(NAN_BITS);
+                    }
                 }
             }
         }
@@ -604,9 +793,12 @@ DEVICE void by_rows(const AttentionArgs& a) {
     }
 }
 
-#define FORMS(chunks) \
-    KERNEL(paged_attention_mma_keys_##chunks, AttentionArgs, int(key_warps(chunks) * WARP)) { by_keys<chunks>(a); } \
-    KERNEL(paged_attention_mma_rows_##chunks, AttentionArgs, MMA_THREADS) { by_rows<chunks>(a); }
-FORMS(1)
-FORMS(2)
-FORMS(4)
+#define FORMS(T, type, chunks) \
+    KERNEL(paged_attention_mma_##type##_keys_##chunks, AttentionArgs, int(key_warps(chunks) * WARP)) { by_keys<T, chunks>(a); } \
+    KERNEL(paged_attention_mma_##type##_rows_##chunks, AttentionArgs, MMA_THREADS) { by_rows<T, chunks>(a); }
+FORMS(u16, f16, 1)
+FORMS(u16, f16, 2)
+FORMS(u16, f16, 4)
+FORMS(i8, int8, 1)
+FORMS(i8, int8, 2)
+FORMS(i8, int8, 4)

@@ -105,6 +105,13 @@ DEVICE void mma_f16(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// Differences of two pairs of f16.
+DEVICE u32 sub_halves(u32 a, u32 b) {
+    u32 c;
+    asm("sub.f16x2 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));
+    return c;
+}
+
 // 16 bytes from device to shared memory, in the background. Where `there` is false, zeros.
 DEVICE void copy_async(void* shared, const void* global, bool there) {
     u32 to = static_cast<u32>(__cvta_generic_to_shared(shared));
@@ -595,8 +602,10 @@ struct Rotation {
 };
 
 // The paged cache, in the order that `kv.rs` draws: a head's keys (or values) of a page are 32 rows
-// of `stride` elements.
+// of `stride` elements. Rows of an int8 cache have scales.
 constexpr u32 PAGE = 32;
+template <typename T> constexpr bool SCALED = false;
+template <> constexpr bool SCALED<i8> = true;
 
 // What the cache makes of an element. What f16 cannot hold becomes NaN and not infinity: zero times
 // it is the same NaN as any weight times it, so a fault has one form wherever it is met.
@@ -611,6 +620,27 @@ template <typename T>
 DEVICE T* cache_row(T* cache, u32 slot, u32 kv_head, u32 kv, u32 stride) {
     return cache + ((u64(slot / PAGE) * kv + kv_head) * PAGE + slot % PAGE) * stride;
 }
+
+// The scale of the row of a slot; those of the slots of a page are neighbours.
+DEVICE float* cache_scale(void* cache, u32 slots, u32 slot, u32 kv_head, u32 kv, u32 stride) {
+    i8* behind = cache_row(static_cast<i8*>(cache), slots, 0, kv, stride);
+    return cache_row(reinterpret_cast<float*>(behind), slot, kv_head, kv, 1);
+}
+
+// How a row becomes int8, from the bits of its largest magnitude: `ops::RopeAppendKv` has the formula.
+struct Int8Row {
+    float by;
+    float scale;
+
+    DEVICE_METHOD explicit Int8Row(u32 most) : by(0.0f), scale(__uint_as_float(NAN_BITS)) {
+        if (most >= INFINITE_BITS) return;
+        const float largest = fmaxf(__uint_as_float(most), 1e-30f);
+        by = __fdiv_rn(127.0f, largest);
+        scale = __fdiv_rn(largest, 127.0f);
+    }
+    // Zero where the row is not finite.
+    DEVICE_METHOD i8 operator()(float x) const { return by > 0.0f ? static_cast<i8>(rintf(x * by)) : i8(0); }
+};
 
 // Softmax over parts of the keys: each part has its highest score, the sum of `exp(score −
 // highest)` and with these weights the sum of the values; parts are joined in ascending order, by
@@ -768,5 +798,29 @@ struct AttentionTile {
         }
         to_cache(k, key);
         to_cache(v, value);
+    }
+    // The same in f32, where rows have scales.
+    DEVICE_METHOD float new_key(const AttentionArgs& a, u32 token, u32 i) const {
+        if (i >= a.dim) return 0.0f;
+        const Rotation rotation{a.cos, a.sin, a.context, a.dim / 2};
+        return rotation.element(head_of(a, token, a.query + kv_head), a.positions[token], i);
+    }
+    DEVICE_METHOD float new_value(const AttentionArgs& a, u32 token, u32 i) const {
+        return i < a.dim ? head_of(a, token, a.query + a.kv + kv_head)[i] : 0.0f;
+    }
+    // How they become int8, by a warp.
+    DEVICE_METHOD Int8Row new_key_row(const AttentionArgs& a, u32 token) const {
+        u32 most = 0;
+        for (u32 i = lane_of_warp(); i < a.dim; i += WARP) most = max(most, magnitude_bits(new_key(a, token, i)));
+        return Int8Row(reduce_warp(most, Most()));
+    }
+    DEVICE_METHOD Int8Row new_value_row(const AttentionArgs& a, u32 token) const {
+        u32 most = 0;
+        for (u32 i = lane_of_warp(); i < a.dim; i += WARP) most = max(most, magnitude_bits(new_value(a, token, i)));
+        return Int8Row(reduce_warp(most, Most()));
+    }
+    // The scale of a slot's key or value in an int8 cache.
+    DEVICE_METHOD float* scale(const AttentionArgs& a, void* cache, u32 slot) const {
+        return cache_scale(cache, a.pages * PAGE, slot, kv_head, a.kv, a.stride);
     }
 };

@@ -14,7 +14,7 @@ struct RopeAppendKvArgs {
     u32 query;
     u32 kv;
     u32 dim;
-    // Elements from one row of the cache to the next.
+    // Elements from one row of the cache to the next; zeros fill it up.
     u32 stride;
     // Rows of `cos` and `sin`.
     u32 context;
@@ -53,29 +53,54 @@ DEVICE void rope_append_kv(const RopeAppendKvArgs& a) {
     const u32 slot = a.slots[row];
     if (!is_query && slot >= a.slot_count) return;
     T* to = nullptr;
+    const u32 kv_head = head - a.query - (is_key ? 0 : a.kv);
     if (!is_query) {
-        const u32 kv_head = head - a.query - (is_key ? 0 : a.kv);
         to = cache_row(static_cast<T*>(is_key ? a.keys : a.values), slot, kv_head, a.kv, a.stride);
     }
-    for (u32 i = lane; i < half; i += WARP) {
-        float low = x[i];
-        float high = x[i + half];
+    const auto pair = [&](u32 i, float& low, float& high) {
+        low = x[i];
+        high = x[i + half];
         if (gain) {
             low = low * inverse * gain[i];
             high = high * inverse * gain[i + half];
         }
         if (is_query || is_key) rotation.pair(low, high, position, i);
-        if (is_query) {
+    };
+    float low;
+    float high;
+    if (is_query) {
+        for (u32 i = lane; i < half; i += WARP) {
+            pair(i, low, high);
             x[i] = low;
             x[i + half] = high;
-        } else {
+        }
+        return;
+    }
+    if constexpr (SCALED<T>) {
+        u32 most = 0;
+        for (u32 i = lane; i < half; i += WARP) {
+            pair(i, low, high);
+            most = max(most, max(magnitude_bits(low), magnitude_bits(high)));
+        }
+        const Int8Row row_of(reduce_warp(most, Most()));
+        if (lane == 0) *cache_scale(is_key ? a.keys : a.values, a.slot_count, slot, kv_head, a.kv, a.stride) = row_of.scale;
+        for (u32 i = lane; i < half; i += WARP) {
+            pair(i, low, high);
+            to[i] = row_of(low);
+            to[i + half] = row_of(high);
+        }
+        if (a.dim + lane < a.stride) to[a.dim + lane] = 0;
+    } else {
+        for (u32 i = lane; i < half; i += WARP) {
+            pair(i, low, high);
             to_cache(low, to[i]);
             to_cache(high, to[i + half]);
         }
+        // The end of the row is read too.
+        if (a.dim + lane < a.stride) to_cache(0.0f, to[a.dim + lane]);
     }
-    // The end of the row is read too.
-    if (!is_query && a.dim + lane < a.stride) to_cache(0.0f, to[a.dim + lane]);
 }
 
 KERNEL(rope_append_kv_f32, RopeAppendKvArgs, THREADS) { rope_append_kv<float>(a); }
 KERNEL(rope_append_kv_f16, RopeAppendKvArgs, THREADS) { rope_append_kv<u16>(a); }
+KERNEL(rope_append_kv_int8, RopeAppendKvArgs, THREADS) { rope_append_kv<i8>(a); }

@@ -74,7 +74,8 @@ mod tests {
         let reserve = ModelOptions::default().reserve(&config).expect("the defaults");
         let mut device = DeviceInfo::new("cpu", "a machine of 24 GB");
         (device.memory, device.asynchronous) = (Some(24_000_000_000), own);
-        check_memory(&device, &config, &reserve).map_err(|error| error.to_string())
+        check_memory(&device, &config, &reserve, &AdapterSizes::default())
+            .map_err(|error| error.to_string())
     }
 
     #[test]

@@ -12,9 +12,7 @@ use super::run::{download, run_ops, upload};
 /// The types of cache that a backend has. `B` is no more than a name here.
 pub(crate) fn kv_types<B: Backend>() -> &'static [KvType] {
     let all = &[KvType::F32, KvType::F16, KvType::Int8];
-    let only_floats = ["::wgpu::", "::cuda::"];
-    let name = std::any::type_name::<B>();
-    if only_floats.iter().any(|part| name.contains(part)) { &all[..2] } else { all }
+    if std::any::type_name::<B>().contains("::wgpu::") { &all[..2] } else { all }
 }
 
 /// Sequences in a cache, and queries at their ends.

@@ -7,7 +7,7 @@ use crate::common::rng::Rng;
 use crate::common::run::{bits, download, upload};
 use trine::backend::cuda::{Cuda, CudaOptions};
 use trine::backend::ops::{self, Heads};
-use trine::backend::reference::attend;
+use trine::backend::reference::{attend, cached_head};
 use trine::backend::{Backend, KvLayout, KvType, LogitUse, NONE, PAGE_TOKENS, Record, StepKey};
 use trine::error::RunError;
 use trine::model::activations::rope_tables;
@@ -163,11 +163,8 @@ fn agrees(heads: Heads, kv_type: KvType, lens: &[usize], queries: usize) {
     let (batch, rows) = (test.batch(queries), test.rows(queries));
     let form = Form { padding: 3, ..PLAIN };
     let found = all.step(batch.clone(), rows.clone(), Some(form));
-    let cached = |x: f32| match kv_type {
-        KvType::F32 => x,
-        _ => half::f16::from_f32(x).to_f32(),
-    };
-    let kv: Vec<f32> = test.qkv.iter().map(|&x| cached(x)).collect();
+    let of_heads = test.qkv.chunks(heads.dim);
+    let kv: Vec<f32> = of_heads.flat_map(|head| cached_head(head, kv_type)).collect();
     let (dim, width) = (heads.dim, heads.qkv_width());
     let starts: Vec<usize> = (0..lens.len()).map(|s| lens[..s].iter().sum()).collect();
     for (t, found) in found.chunks(heads.output_width()).enumerate() {
@@ -213,27 +210,31 @@ fn attention_is_that_of_the_reference() {
     for (i, (query, kv, dim)) in shapes.into_iter().enumerate() {
         let heads = Heads { query, kv, dim };
         let lens: [&[usize]; 3] = [&[1, 31, 32, 33, 70], &[255, 2, 257], &[256, 40, 3]];
-        for kv_type in [KvType::F16, KvType::F32] {
+        for kv_type in [KvType::F16, KvType::F32, KvType::Int8] {
             agrees(heads, kv_type, lens[i % 3], 2);
         }
     }
     let heads = Heads { query: 4, kv: 1, dim: 32 };
     agrees(heads, KvType::F16, &[600, 100], 40);
     agrees(heads, KvType::F32, &[600, 100], 3);
+    agrees(heads, KvType::Int8, &[600, 100], 40);
 }
 
 /// Large and small numbers: halves of queries and weights must hold them.
 #[test]
 fn no_magnitude_is_lost() {
-    for factor in [1e-6, 1e6] {
+    for (factor, kv_type) in [1e-6, 1e6]
+        .into_iter()
+        .flat_map(|f| [KvType::F16, KvType::Int8].map(|kv_type| (f, kv_type)))
+    {
         let heads = Heads { query: 2, kv: 1, dim: 16 };
-        let mut test = Attention::new(heads, KvType::F16, false, &[90]);
+        let mut test = Attention::new(heads, kv_type, false, &[90]);
         for row in test.qkv.chunks_mut(heads.qkv_width()) {
             let (queries, rest) = row.split_at_mut(32);
             queries.iter_mut().for_each(|x| *x *= factor);
             rest[..16].iter_mut().for_each(|x| *x /= factor.min(1.0) * 1e4);
         }
-        let Some(all) = Sequences::new(&test, KvType::F16) else { return };
+        let Some(all) = Sequences::new(&test, kv_type) else { return };
         let mut all = all.unrotated();
         all.step(test.batch(usize::MAX), test.qkv.clone(), Some(PLAIN));
     }
@@ -289,13 +290,20 @@ fn all_forms_give_the_same_bits() {
         let others = if dim % 16 == 0 { KvType::F16 } else { KvType::F32 };
         forms_agree(heads, KvType::F16, lens[i % 4]);
         forms_agree(heads, others, lens[(i + 1) % 4]);
+        forms_agree(heads, KvType::Int8, lens[(i + 2) % 4]);
     }
 }
 
 #[test]
 fn batches_of_any_size_give_the_bits_of_one() {
     let lens = [5, 33, 1, 290, 32, 31, 64, 257];
-    for (dim, kv_type) in [(20, KvType::F16), (16, KvType::F16), (12, KvType::F32)] {
+    for (dim, kv_type) in [
+        (20, KvType::F16),
+        (16, KvType::F16),
+        (12, KvType::F32),
+        (20, KvType::Int8),
+        (16, KvType::Int8),
+    ] {
         let heads = Heads { query: 4, kv: 2, dim };
         // All tokens of the prompts at once, so that each has other tokens around it.
         let test = Attention::new(heads, kv_type, false, &lens);
@@ -359,6 +367,9 @@ fn a_prompt_in_pieces_gives_the_bits_of_the_whole() {
         (3, 1, 256, KvType::F16),
         (4, 1, 12, KvType::F16),
         (7, 1, 8, KvType::F32),
+        (4, 1, 128, KvType::Int8),
+        (3, 1, 256, KvType::Int8),
+        (4, 1, 12, KvType::Int8),
     ] {
         let heads = Heads { query, kv, dim };
         let test = Attention::new(heads, kv_type, false, &[330]);
@@ -377,9 +388,14 @@ fn a_prompt_in_pieces_gives_the_bits_of_the_whole() {
 /// A fault of a token reaches all after it, and none before it, whatever they share a tile with.
 #[test]
 fn tokens_before_a_fault_do_not_see_it() {
-    for (dim, kv_type) in
-        [(128, KvType::F16), (256, KvType::F16), (12, KvType::F16), (8, KvType::F32)]
-    {
+    for (dim, kv_type) in [
+        (128, KvType::F16),
+        (256, KvType::F16),
+        (12, KvType::F16),
+        (8, KvType::F32),
+        (128, KvType::Int8),
+        (12, KvType::Int8),
+    ] {
         let heads = Heads { query: 3, kv: 1, dim };
         let good = Attention::new(heads, kv_type, false, &[130]);
         let Some(expected) = in_pieces(&good, kv_type, &[]) else { return };
@@ -399,7 +415,8 @@ fn tokens_before_a_fault_do_not_see_it() {
                     format!("{heads:?}, {kv_type:?}: {fault} in element {element} of token {token}")
                 };
                 assert!(found[..token * width] == expected[..token * width], "{}", place());
-                let value = element.checked_sub(4 * dim);
+                // The elements of an int8 value share its scale.
+                let value = element.checked_sub(4 * dim).filter(|_| kv_type != KvType::Int8);
                 for (i, &x) in found[token * width..].iter().enumerate() {
                     let (x, hit) = (f32::from_bits(x), value.is_none_or(|e| i % dim == e));
                     assert_eq!(!x.is_finite(), hit, "{} in {i}", place());
@@ -415,12 +432,11 @@ fn tokens_before_a_fault_do_not_see_it() {
 }
 
 /// A token with one key answers its value, as the cache holds it.
-fn cached(fused: bool, key: f32, values: &[f32]) -> Option<Vec<f32>> {
+fn cached(kv_type: KvType, fused: bool, key: f32, values: &[f32]) -> Option<Vec<f32>> {
     let heads = Heads { query: 1, kv: 1, dim: 128 };
     let count = values.len() / heads.dim;
     let mut backend = crate::common::cuda::open(CudaOptions::default().fused(fused))?;
-    let layout =
-        KvLayout { layers: 1, pages: count, kv_heads: 1, head_dim: 128, kv_type: KvType::F16 };
+    let layout = KvLayout { layers: 1, pages: count, kv_heads: 1, head_dim: 128, kv_type };
     let mut kv = backend.allocate_kv(layout).unwrap();
     let rows: Vec<f32> = values
         .chunks(heads.dim)
@@ -491,7 +507,7 @@ fn the_cache_rounds_to_the_nearest_even_half() {
     values.extend((0..2000).map(|_| f32::from_bits(rng.bits() as u32)).filter(|x| !x.is_nan()));
     values.resize(values.len().next_multiple_of(128), 1.0);
     for fused in [false, true] {
-        let Some(found) = cached(fused, 0.5, &values) else { return };
+        let Some(found) = cached(KvType::F16, fused, 0.5, &values) else { return };
         for (value, found) in values.iter().zip(found) {
             let expected = half::f16::from_f32(*value).to_f32();
             // The answer is `1 · value / 1`, plus zeros, which take the sign off a zero. What f16
@@ -504,16 +520,39 @@ fn the_cache_rounds_to_the_nearest_even_half() {
     }
 }
 
+/// Fused or not, small and large, with zeros and with what is below the floor of the scale.
+#[test]
+fn an_int8_cache_holds_the_integers_of_the_reference() {
+    let mut rng = Rng::new(4);
+    let mut values = Vec::new();
+    for size in [1.0, 0.0, 1e-3, 3e4, 1e-20, 1e-31, 1e-38, 1e30] {
+        values.extend(rng.normals(128, 1.0).iter().map(|x| x * size));
+        // Halves between two integers, with a scale of one.
+        values.extend((0..128).map(|i| if i == 0 { 127.0 } else { i as f32 - 64.5 }));
+    }
+    for fused in [false, true] {
+        let Some(found) = cached(KvType::Int8, fused, 0.5, &values) else { return };
+        for (value, found) in values.chunks(128).zip(found.chunks(128)) {
+            let expected = cached_head(value, KvType::Int8);
+            let step = expected.iter().fold(0f32, |most, x| most.max(x.abs())) / 127.0;
+            // Weights have 22 bits, so a thousandth of a step is far more than they may be off.
+            for (e, f) in expected.iter().zip(found) {
+                assert!((e - f).abs() <= 1e-3 * step, "fused {fused}: {f:e} and not {e:e}");
+            }
+        }
+    }
+}
+
 #[test]
 fn what_is_not_a_number_reaches_the_output() {
     for fused in [false, true] {
         let mut values = vec![1.0; 256];
         values[3] = f32::NAN;
-        let Some(found) = cached(fused, 0.5, &values) else { return };
+        let Some(found) = cached(KvType::F16, fused, 0.5, &values) else { return };
         assert!(found[3].is_nan());
         assert_eq!(found[128..], [1.0; 128]);
         for key in [f32::NAN, -f32::NAN, f32::INFINITY, 1e30] {
-            let found = cached(fused, key, &[1.0; 128]).unwrap();
+            let found = cached(KvType::F16, fused, key, &[1.0; 128]).unwrap();
             assert!(found.iter().all(|x| x.is_nan()), "{key}");
         }
     }
@@ -582,10 +621,11 @@ fn wrong_shapes_are_refused() {
 /// that are not there are not numbers.
 #[test]
 fn numbers_beyond_the_cache_do_no_harm() {
-    for dim in [12, 16] {
+    let dims = [12, 16].into_iter();
+    for (dim, kv_type) in dims.flat_map(|dim| [(dim, KvType::F16), (dim, KvType::Int8)]) {
         let heads = Heads { query: 4, kv: 2, dim };
-        let test = Attention::new(heads, KvType::F16, false, &[40, 300]);
-        let Some(mut all) = Sequences::new(&test, KvType::F16) else { return };
+        let test = Attention::new(heads, kv_type, false, &[40, 300]);
+        let Some(mut all) = Sequences::new(&test, kv_type) else { return };
         all.step(test.batch(usize::MAX), test.qkv.clone(), None);
         let (batch, rows) = (test.batch(1), test.rows(1));
         let expected = bits(&all.step(batch.clone(), rows.clone(), Some(PLAIN)));

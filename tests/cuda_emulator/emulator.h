@@ -275,6 +275,14 @@ DEVICE unsigned short float_to_half(float x) {
     return static_cast<unsigned short>(sign | (rounded - 0x38000000u) >> 13);
 }
 
+DEVICE unsigned sub_halves(unsigned a, unsigned b) {
+    // Exact where kernels use it: of whole numbers of at most 2048.
+    const auto sub = [](unsigned x, unsigned y) {
+        return float_to_half(half_to_float(static_cast<unsigned short>(x)) - half_to_float(static_cast<unsigned short>(y)));
+    };
+    return unsigned(sub(a, b)) | unsigned(sub(a >> 16, b >> 16)) << 16;
+}
+
 // --- memory
 
 DEVICE void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }

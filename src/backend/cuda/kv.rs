@@ -5,8 +5,13 @@
 //!   [page][head][slot][element]
 //! ```
 //!
-//! A row of elements is filled up with zeros to a multiple of eight, so that it can be loaded in
-//! pieces of 16 bytes. What threads read together, a head's rows of a page, is contiguous.
+//! A row of elements is filled up with zeros to a multiple of eight, of int8 sixteen, so that it can
+//! be loaded in pieces of 16 bytes. What threads read together, a head's rows of a page, is
+//! contiguous. The f32 scales of the rows of an int8 cache lie behind all of its elements:
+//!
+//! ```text
+//!   [page][head][slot]
+//! ```
 
 use std::rc::Rc;
 
@@ -24,7 +29,11 @@ pub struct KvCache {
 impl KvCache {
     pub(super) fn new(device: &Rc<Device>, layout: KvLayout) -> Result<Self, LoadError> {
         let KvLayout { layers, pages, kv_heads, head_dim, kv_type } = layout;
-        let bytes = [PAGE_TOKENS, kv_heads, stride(head_dim), kv_type.size()]
+        let row = stride(head_dim, kv_type)
+            .checked_mul(kv_type.size())
+            .and_then(|row| row.checked_add(kv_type.scale_size()))
+            .unwrap_or(usize::MAX);
+        let bytes = [PAGE_TOKENS, kv_heads, row]
             .into_iter()
             .try_fold(pages, usize::checked_mul)
             .map_or(u64::MAX / 2, |bytes| bytes as u64);
@@ -60,12 +69,17 @@ impl KvCache {
         }
     }
 
-    pub(super) fn is_f16(&self) -> bool {
-        self.layout.kv_type == KvType::F16
+    /// Elements from one row of a head to the next.
+    pub(super) fn stride(&self) -> usize {
+        stride(self.layout.head_dim, self.layout.kv_type)
     }
 }
 
-/// Elements from one row of a head to the next.
-pub(super) fn stride(dim: usize) -> usize {
-    dim.next_multiple_of(8)
+/// The same of any cache.
+fn stride(dim: usize, kv_type: KvType) -> usize {
+    let unit = match kv_type {
+        KvType::F32 | KvType::F16 => 8,
+        KvType::Int8 => 16,
+    };
+    dim.checked_next_multiple_of(unit).unwrap_or(usize::MAX)
 }

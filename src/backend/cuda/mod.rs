@@ -51,7 +51,7 @@ pub use ternary_matmul::MatmulForm;
 
 pub use super::Head;
 use super::ops::check_len;
-use super::{Backend, DeviceInfo, Element, KvLayout, KvType, RecordStep, Stats, StepKey};
+use super::{Backend, DeviceInfo, Element, KvLayout, RecordStep, Stats, StepKey};
 use crate::error::{LoadError, RunError};
 use crate::tensor::HostTable;
 use crate::ternary::TernaryRows;
@@ -280,20 +280,6 @@ impl Cuda {
             Err(error) => Err(self.fault("reserving memory for a step", error.to_string())),
         }
     }
-
-    /// Refuses a type of KV cache that no kernel here reads.
-    fn holds(&self, kv_type: KvType) -> Result<(), LoadError> {
-        match kv_type {
-            KvType::F32 | KvType::F16 => Ok(()),
-            KvType::Int8 => Err(LoadError::Device {
-                device: self.info.name.clone(),
-                reason: format!(
-                    "a KV cache of {} is not there on CUDA; f16 and f32 are",
-                    kv_type.name()
-                ),
-            }),
-        }
-    }
 }
 
 impl Drop for Cuda {
@@ -345,7 +331,6 @@ impl Backend for Cuda {
     }
 
     fn allocate_kv(&self, layout: KvLayout) -> Result<KvCache, LoadError> {
-        self.holds(layout.kv_type)?;
         KvCache::new(&self.device, layout)
     }
 

@@ -3,17 +3,17 @@
 //! kernel joins.
 //!
 //! There are two arithmetics, and shape and type of the cache choose between them, never the rows
-//! of a step: on tensor cores where the cache is f16 and the heads fit, on plain cores for the rest.
+//! of a step: on tensor cores where the cache is f16 or int8 and the heads fit, on plain cores for
+//! the rest.
 
 use std::rc::Rc;
 
 use super::Cuda;
-use super::kv::stride;
 use super::launch::{Kernel, Launch};
 use super::memory::Owned;
 use super::rope_append_kv::Rope;
 use crate::backend::ops::{Heads, PagedAttention, check_len};
-use crate::backend::{KEY_BLOCK, PAGE_TOKENS, StepKey};
+use crate::backend::{KEY_BLOCK, KvType, PAGE_TOKENS, StepKey};
 use crate::error::RunError;
 
 const PLAIN: Kernel =
@@ -28,12 +28,21 @@ pub(super) const KERNELS: &[Kernel] = &[
     PLAIN.named("paged_attention_f16_1"),
     PLAIN.named("paged_attention_f16_4"),
     PLAIN.named("paged_attention_f16_8"),
-    by_keys(1),
-    by_keys(2),
-    by_keys(4),
-    by_rows(1),
-    by_rows(2),
-    by_rows(4),
+    PLAIN.named("paged_attention_int8_1"),
+    PLAIN.named("paged_attention_int8_4"),
+    PLAIN.named("paged_attention_int8_8"),
+    by_keys(1, false),
+    by_keys(2, false),
+    by_keys(4, false),
+    by_rows(1, false),
+    by_rows(2, false),
+    by_rows(4, false),
+    by_keys(1, true),
+    by_keys(2, true),
+    by_keys(4, true),
+    by_rows(1, true),
+    by_rows(2, true),
+    by_rows(4, true),
     COMBINE,
 ];
 
@@ -66,12 +75,15 @@ const fn warps(chunks: usize) -> usize {
     if chunks <= 2 { 4 } else { 2 }
 }
 
-/// Tensor cores, a warp for each part of the keys.
-const fn by_keys(chunks: usize) -> Kernel {
-    let name = match chunks {
-        1 => "paged_attention_mma_keys_1",
-        2 => "paged_attention_mma_keys_2",
-        _ => "paged_attention_mma_keys_4",
+/// Tensor cores, a warp for each part of the keys; over a cache of int8, or of f16.
+const fn by_keys(chunks: usize, int8: bool) -> Kernel {
+    let name = match (chunks, int8) {
+        (1, false) => "paged_attention_mma_f16_keys_1",
+        (2, false) => "paged_attention_mma_f16_keys_2",
+        (_, false) => "paged_attention_mma_f16_keys_4",
+        (1, true) => "paged_attention_mma_int8_keys_1",
+        (2, true) => "paged_attention_mma_int8_keys_2",
+        (_, true) => "paged_attention_mma_int8_keys_4",
     };
     let mut kernel = TENSOR.named(name).with_shared(by_keys_shared(chunks));
     kernel.threads = 32 * warps(chunks) as u32;
@@ -79,11 +91,14 @@ const fn by_keys(chunks: usize) -> Kernel {
 }
 
 /// Tensor cores, a warp for each 16 rows, or two.
-const fn by_rows(chunks: usize) -> Kernel {
-    let name = match chunks {
-        1 => "paged_attention_mma_rows_1",
-        2 => "paged_attention_mma_rows_2",
-        _ => "paged_attention_mma_rows_4",
+const fn by_rows(chunks: usize, int8: bool) -> Kernel {
+    let name = match (chunks, int8) {
+        (1, false) => "paged_attention_mma_f16_rows_1",
+        (2, false) => "paged_attention_mma_f16_rows_2",
+        (_, false) => "paged_attention_mma_f16_rows_4",
+        (1, true) => "paged_attention_mma_int8_rows_1",
+        (2, true) => "paged_attention_mma_int8_rows_2",
+        (_, true) => "paged_attention_mma_int8_rows_4",
     };
     TENSOR.named(name).with_shared(by_rows_shared(chunks))
 }
@@ -119,7 +134,8 @@ pub(super) struct Attention {
     page_table: Rc<Owned>,
     max_pages: usize,
     pages: usize,
-    f16: bool,
+    stride: usize,
+    kv_type: KvType,
     scale: f32,
     output: Rc<Owned>,
 }
@@ -214,7 +230,8 @@ impl Attention {
             page_table: batch.page_table.memory().clone(),
             max_pages: batch.max_pages,
             pages: kv.layout.pages,
-            f16: kv.is_f16(),
+            stride: kv.stride(),
+            kv_type: kv.layout.kv_type,
             scale: op.scale,
             output: output.memory().clone(),
         })
@@ -224,29 +241,33 @@ impl Attention {
     fn form(&self, single: bool) -> Form {
         let Heads { query, kv, dim } = self.heads;
         let group = query / kv;
-        if self.f16 && dim % DEPTH == 0 && dim <= WIDEST_TENSOR {
+        let int8 = self.kv_type == KvType::Int8;
+        if (int8 || self.kv_type == KvType::F16) && dim % DEPTH == 0 && dim <= WIDEST_TENSOR {
             let chunks = chunks(dim);
             let keys = warps(chunks) * PART;
             return if single {
-                let kernel = by_keys(chunks);
+                let kernel = by_keys(chunks, int8);
                 Form { kernel, shared: kernel.shared, rows: TILE, keys, part: PART }
             } else {
-                let kernel = by_rows(chunks);
+                let kernel = by_rows(chunks, int8);
                 let rows = TILE * warps(chunks);
                 Form { kernel, shared: kernel.shared, rows, keys, part: PART }
             };
         }
         let wanted = if single { group } else { ROWS[2] };
         let rows = ROWS.into_iter().find(|&rows| rows >= wanted).unwrap_or(ROWS[2]);
-        let name = match (self.f16, rows) {
-            (false, 1) => "paged_attention_f32_1",
-            (false, 4) => "paged_attention_f32_4",
-            (false, _) => "paged_attention_f32_8",
-            (true, 1) => "paged_attention_f16_1",
-            (true, 4) => "paged_attention_f16_4",
-            (true, _) => "paged_attention_f16_8",
+        let name = match (self.kv_type, rows) {
+            (KvType::F32, 1) => "paged_attention_f32_1",
+            (KvType::F32, 4) => "paged_attention_f32_4",
+            (KvType::F32, _) => "paged_attention_f32_8",
+            (KvType::F16, 1) => "paged_attention_f16_1",
+            (KvType::F16, 4) => "paged_attention_f16_4",
+            (KvType::F16, _) => "paged_attention_f16_8",
+            (KvType::Int8, 1) => "paged_attention_int8_1",
+            (KvType::Int8, 4) => "paged_attention_int8_4",
+            (KvType::Int8, _) => "paged_attention_int8_8",
         };
-        let shared = plain_shared(rows, stride(dim));
+        let shared = plain_shared(rows, self.stride);
         Form { kernel: PLAIN.named(name), shared, rows, keys: KEY_BLOCK, part: KEY_BLOCK }
     }
 
@@ -271,7 +292,8 @@ impl Attention {
         let states = (self.rows * query * parts) as u64;
         let scratch = match split {
             true => {
-                let outs = cuda.scratch("attention over parts", states * stride(dim) as u64 * 4)?;
+                let bytes = states * self.stride as u64 * 4;
+                let outs = cuda.scratch("attention over parts", bytes)?;
                 Some((outs, cuda.scratch("statistics of parts", states * 8)?))
             }
             false => None,
@@ -301,7 +323,7 @@ impl Attention {
             query: query as u32,
             kv: kv as u32,
             dim: dim as u32,
-            stride: stride(dim) as u32,
+            stride: self.stride as u32,
             tokens: if single { 0 } else { tokens as u32 },
             heads: heads as u32,
             parts: parts as u32,

@@ -3,19 +3,19 @@
 use std::rc::Rc;
 
 use super::Cuda;
-use super::kv::stride;
 use super::launch::{Kernel, Launch, grid};
 use super::memory::Owned;
 use super::record::{Gain, Op};
-use crate::backend::PAGE_TOKENS;
 use crate::backend::ops::{Heads, RopeAppendKv, check_len};
+use crate::backend::{KvType, PAGE_TOKENS};
 use crate::error::RunError;
 
 const KERNEL: Kernel = Kernel::new::<Args>("rope_append_kv", 256);
 const F32: Kernel = KERNEL.named("rope_append_kv_f32");
 const F16: Kernel = KERNEL.named("rope_append_kv_f16");
+const INT8: Kernel = KERNEL.named("rope_append_kv_int8");
 
-pub(super) const KERNELS: &[Kernel] = &[F32, F16];
+pub(super) const KERNELS: &[Kernel] = &[F32, F16, INT8];
 
 /// Heads of a block: a warp each.
 const HEADS: usize = 8;
@@ -36,7 +36,8 @@ pub(super) struct Rope {
     keys: Rc<Owned>,
     values: Rc<Owned>,
     pages: usize,
-    f16: bool,
+    stride: usize,
+    kv_type: KvType,
 }
 
 /// `RopeAppendKvArgs` of the kernel.
@@ -93,7 +94,8 @@ impl Rope {
             keys: keys.clone(),
             values: values.clone(),
             pages: kv.layout.pages,
-            f16: kv.is_f16(),
+            stride: kv.stride(),
+            kv_type: kv.layout.kv_type,
         })
     }
 
@@ -130,7 +132,7 @@ impl Rope {
             query: query as u32,
             kv: kv as u32,
             dim: dim as u32,
-            stride: stride(dim) as u32,
+            stride: self.stride as u32,
             context: self.context as u32,
             slot_count: (self.pages * PAGE_TOKENS) as u32,
             query_eps: eps(&self.query_norm),
@@ -138,7 +140,11 @@ impl Rope {
         };
         let mut memory = vec![positions, slots, cos, sin, qkv, keys, values];
         memory.extend(self.query_norm.iter().chain(&self.key_norm).map(|norm| &norm.gain));
-        let kernel = if self.f16 { F16 } else { F32 };
+        let kernel = match self.kv_type {
+            KvType::F32 => F32,
+            KvType::F16 => F16,
+            KvType::Int8 => INT8,
+        };
         let blocks = self.rows * (query + 2 * kv).div_ceil(HEADS);
         vec![Launch::new(kernel, grid(blocks), &args, &memory)]
     }
