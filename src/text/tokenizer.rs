@@ -196,6 +196,36 @@ impl Tokenizer {
         Ok(Self { inner: Arc::new(inner) })
     }
 
+    /// As a `tokenizer.json`, with a post-processor that begins texts as this tokenizer does.
+    pub(crate) fn to_json(&self) -> Result<Vec<u8>, String> {
+        let mut json =
+            serde_json::to_value(&self.inner.tokenizer).map_err(|error| error.to_string())?;
+        let texts: Option<Vec<String>> =
+            self.inner.prefix.iter().map(|&id| self.token_text(id)).collect();
+        let texts = texts.ok_or("a text begins with a token that has no text")?;
+        if !texts.is_empty() {
+            let begin = |sequence: &str, kind: u32| -> Vec<serde_json::Value> {
+                let special = texts.iter().map(
+                    |text| serde_json::json!({ "SpecialToken": { "id": text, "type_id": kind } }),
+                );
+                let rest = serde_json::json!({ "Sequence": { "id": sequence, "type_id": kind } });
+                special.chain([rest]).collect()
+            };
+            let known = texts.iter().zip(&self.inner.prefix).map(|(text, id)| {
+                let token = serde_json::json!({ "id": text, "ids": [id], "tokens": [text] });
+                (text.clone(), token)
+            });
+            let pair = [begin("A", 0), begin("B", 1)].concat();
+            json["post_processor"] = serde_json::json!({
+                "type": "TemplateProcessing",
+                "single": begin("A", 0),
+                "pair": pair,
+                "special_tokens": known.collect::<serde_json::Map<_, _>>(),
+            });
+        }
+        serde_json::to_vec(&json).map_err(|error| error.to_string())
+    }
+
     /// The ids of a text.
     ///
     /// # Errors

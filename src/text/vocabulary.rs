@@ -18,7 +18,7 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokenizers::models::bpe::{BPE, Merges as Pairs, Vocab};
-use tokenizers::{AddedToken, NormalizerWrapper, PreTokenizerWrapper};
+use tokenizers::{AddedToken, DecoderWrapper, NormalizerWrapper, PreTokenizerWrapper};
 
 use super::declared::check_token;
 use super::decoder;
@@ -119,7 +119,12 @@ impl Vocabulary<'_> {
                 builder = builder.ignore_merges(split.whole_words);
                 normalizer = split.normalizer();
                 pre_tokenizer = Some(split.pre_tokenizer(*space));
-                json!({"type": "ByteLevel"})
+                json!({
+                    "type": "ByteLevel",
+                    "add_prefix_space": true,
+                    "trim_offsets": true,
+                    "use_regex": true,
+                })
             }
             Alphabet::SentencePiece { space } => {
                 let unknown = self.unknown.and_then(|id| self.tokens.get(id as usize));
@@ -146,6 +151,8 @@ impl Vocabulary<'_> {
             let mut tokenizer = tokenizers::Tokenizer::new(model);
             tokenizer.with_normalizer(part::<NormalizerWrapper>(normalizer)?)?;
             tokenizer.with_pre_tokenizer(part::<PreTokenizerWrapper>(pre_tokenizer)?);
+            // Not run here, where text is streamed; a file that is made of the tokenizer needs it.
+            tokenizer.with_decoder(part::<DecoderWrapper>(Some(decoder.clone()))?);
             tokenizer.add_tokens(added)?;
             Ok(tokenizer)
         });

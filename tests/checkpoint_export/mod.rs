@@ -3,11 +3,14 @@
 use std::fs;
 use std::path::Path;
 
-use trine::checkpoint::export::{ExportOptions, Format, TableType, export};
-use trine::checkpoint::{Checkpoint, open};
+use trine::backend::ops::Heads;
+use trine::checkpoint::export::{ExportOptions, Format, Source, TableType, export};
+use trine::checkpoint::synthetic::{SyntheticModel, published};
+use trine::checkpoint::{Checkpoint, GenerationDefaults, open, open_tokenizer};
 use trine::error::ExportError;
-use trine::model::config::{Family, NormRole, Projection};
+use trine::model::config::{Family, ModelConfig, NormRole, Projection};
 use trine::model::weights::WeightSource;
+use trine::text::Special;
 
 fn fixtures() -> impl Iterator<Item = (String, Checkpoint)> {
     let entries = fs::read_dir("tests/fixtures").expect("fixtures");
@@ -108,6 +111,55 @@ fn weights_survive_gguf_and_back() {
     }
     println!("{written:?}");
     assert!(written.contains(&"demo-I2S".to_owned()), "{written:?}");
+}
+
+/// Tokenizers of GGUF files become a `tokenizer.json` and a GGUF vocabulary again, and give the same
+/// ids.
+#[test]
+fn tokenizers_of_gguf_files_survive() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let texts =
+        ["Shall I compare thee", "  two\n\n lines\t", "12345 naïve 🙂 שלום", "", "don't 'RE"];
+    for name in ["llama_bpe", "bitnet_2b4t", "gpt2", "qwen2", "smollm", "llama", "llama_flat"] {
+        let file = Path::new("tests/gguf_tokenizer").join(name).with_extension("gguf");
+        let files = open_tokenizer(&file).unwrap_or_else(|e| panic!("{e}"));
+        let before = files.tokenizer().expect("reads").expect("a tokenizer");
+        let config = ModelConfig {
+            hidden: 128,
+            ffn: 128,
+            layers: 1,
+            heads: Heads { query: 2, kv: 1, dim: 64 },
+            vocabulary: before.vocabulary_size(),
+            ..published("2b4t").expect("a shape")
+        };
+        let model = SyntheticModel::new(config, 1).expect("valid");
+        let generation = GenerationDefaults::default();
+        let source = Source {
+            weights: &model,
+            tokenizer: &files,
+            generation: &generation,
+            name,
+            files: None,
+        };
+        let hf = folder.path().join(name);
+        let gguf = hf.with_extension("gguf");
+        for (path, format) in [(&hf, Format::Hf), (&gguf, Format::I2S)] {
+            let result = export(&source, path, &ExportOptions::new(format), &mut |_, _| true);
+            result.unwrap_or_else(|e| panic!("{name}: {e}"));
+            let after = open_tokenizer(path).unwrap_or_else(|e| panic!("{name}: {e}"));
+            assert_eq!(after.bos_token, files.bos_token, "{name}");
+            assert_eq!(after.eos_token, files.eos_token, "{name}");
+            assert_eq!(after.chat_template, files.chat_template, "{name}");
+            let after = after.tokenizer().expect("reads").expect("a tokenizer");
+            for text in texts {
+                for special in [Special::PROMPT, Special::NONE] {
+                    let ids = [&before, &after].map(|t| t.encode(text, special).expect("ids"));
+                    assert_eq!(ids[0], ids[1], "{name}, {format:?}: {text:?}");
+                    assert_eq!(before.decode(&ids[0], true), after.decode(&ids[0], true), "{name}");
+                }
+            }
+        }
+    }
 }
 
 #[test]

@@ -120,7 +120,7 @@ pub(super) fn write(
     }
     folder.keep()?;
     let mut notes = Vec::new();
-    if source.tokenizer.tokenizer_json.is_none() {
+    if source.tokenizer()?.is_none() {
         notes.push("the model has no tokenizer, and neither has the folder".into());
     }
     Ok(Exported { bytes: total, tensors: tensors.len(), notes })
@@ -367,8 +367,8 @@ fn texts(
         return Ok(texts);
     }
     texts.push(("generation_config.json", pretty(&generation(source))));
-    if let Some(bytes) = &source.tokenizer.tokenizer_json {
-        texts.push(("tokenizer.json", bytes.clone()));
+    if let Some((_, bytes)) = source.tokenizer()? {
+        texts.push(("tokenizer.json", bytes));
         texts.push(("tokenizer_config.json", pretty(&tokenizer_config(source))));
     }
     Ok(texts)

@@ -35,10 +35,11 @@ pub use encode::TableType;
 
 use self::encode::TernaryLayout;
 use super::{Checkpoint, Files, GenerationDefaults, TokenizerFiles};
-use crate::error::ExportError;
+use crate::error::{ExportError, LoadError};
 use crate::model::config::Family;
 use crate::model::weights::WeightSource;
-use crate::tensor::{FloatType, HostTable};
+use crate::tensor::{FloatType, HostTable, SharedBytes};
+use crate::text::Tokenizer;
 
 /// What an export writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -186,6 +187,19 @@ enum Table {
 }
 
 impl Source<'_> {
+    /// The tokenizer and its `tokenizer.json`: the one that there is, or one made of the tokenizer.
+    fn tokenizer(&self) -> Result<Option<(Tokenizer, SharedBytes)>, ExportError> {
+        let Some(tokenizer) = self.tokenizer.tokenizer()? else { return Ok(None) };
+        if let Some(bytes) = &self.tokenizer.tokenizer_json {
+            return Ok(Some((tokenizer, bytes.clone())));
+        }
+        let bytes = tokenizer.to_json().map_err(|found| {
+            let file = &self.tokenizer.tokenizer_path;
+            LoadError::invalid(file, "tokenizer", "one that can be written as JSON", found)
+        })?;
+        Ok(Some((tokenizer, SharedBytes::new(bytes))))
+    }
+
     fn table(&self, table: Table) -> Result<HostTable, ExportError> {
         Ok(match table {
             Table::Embedding => self.weights.embedding()?,

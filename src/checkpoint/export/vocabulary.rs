@@ -107,10 +107,9 @@ impl Merge {
 /// Reads the tokenizer of a source; `None` if it has none.
 pub(super) fn read(source: &Source<'_>) -> Result<Option<Vocabulary>, ExportError> {
     let files = source.tokenizer;
-    let Some(bytes) = &files.tokenizer_json else { return Ok(None) };
     let rows = source.weights.config().vocabulary;
-    // Checks the file, too: what follows need not.
-    let Some(tokenizer) = files.tokenizer()? else { return Ok(None) };
+    // Reading it as a tokenizer has checked the file: what follows need not.
+    let Some((tokenizer, bytes)) = source.tokenizer()? else { return Ok(None) };
     if tokenizer.vocabulary_size() > rows {
         return Err(LoadError::invalid(
             &files.tokenizer_path,
@@ -120,7 +119,7 @@ pub(super) fn read(source: &Source<'_>) -> Result<Option<Vocabulary>, ExportErro
         )
         .into());
     }
-    let json: Json = serde_json::from_slice(bytes).map_err(|error| {
+    let json: Json = serde_json::from_slice(&bytes).map_err(|error| {
         let found = quote(&error.to_string(), 400);
         LoadError::invalid(&files.tokenizer_path, "tokenizer", "a tokenizer.json", found)
     })?;
