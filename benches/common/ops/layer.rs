@@ -43,7 +43,12 @@ impl<B: Backend> Bench<'_, B> {
         let source = SyntheticModel::new(config.clone(), 1)?;
         let table = self.device.load_table(source.embedding()?)?;
         let mut kv = self.device.allocate_kv(layout)?;
-        let mut a = Activations::allocate(&mut self.device, config, &reserve)?;
+        let mut a = Activations::allocate(
+            &mut self.device,
+            config,
+            &reserve,
+            &trine::model::weights::AdapterSizes::default(),
+        )?;
         let gain = self.floats(hidden.max(ffn))?;
         let probe = self.floats(1)?;
         let count = 4 * config.layers;
