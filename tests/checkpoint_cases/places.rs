@@ -189,7 +189,7 @@ fn a_file_that_may_not_be_read_says_so() {
         base.generation = Some(serde_json::json!({}));
         base.write(folder.path());
         let path = folder.path().join(name);
-        fs::set_permissions(&path, fs::Permissions::from_mode(0)).expect("set");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).expect("set");
         let found = sentence(folder.path(), folder.path());
         match fs::File::open(&path) {
             Ok(_) => assert_eq!(found, "no error"),
