@@ -3,11 +3,15 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use clap::{Args, ValueEnum};
-use trine::checkpoint;
+use clap::{ArgAction, Args, ValueEnum};
+use trine::checkpoint::adapted::{Adapted, Merged};
 use trine::checkpoint::export::{ExportOptions, Format, GgufArch, TableType, export};
+use trine::checkpoint::lora::Adapter;
+use trine::checkpoint::{self, Checkpoint};
+use trine::error::LoadError;
 
 use super::output;
+use super::parse::{self, AdapterArg};
 
 /// Write a checkpoint in a format that other engines read
 ///
@@ -42,6 +46,13 @@ pub(crate) struct Convert {
     /// compute the model's activation]
     #[arg(long, value_name = "ARCH", value_enum)]
     arch: Option<Arch>,
+    /// LoRA adapter to add to the master weights of IN before they are made ternary; may be repeated
+    ///
+    /// A folder as PEFT saves it, applied SCALE times. A model whose weights are ternary already has
+    /// no room for it: --lora of the other commands applies it when such a model runs.
+    #[arg(long, value_name = "PATH[:SCALE]", value_parser = parse::adapter)]
+    #[arg(action = ArgAction::Append)]
+    merge: Vec<AdapterArg>,
     /// Replace OUT if it is there
     #[arg(long)]
     force: bool,
@@ -84,12 +95,16 @@ impl Convert {
         let checkpoint = checkpoint::open(&self.input)?;
         let path = &self.output;
         ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed))?;
+        let merged = self.merged(&checkpoint)?;
+        let mut source = checkpoint.export_source();
+        if let Some(merged) = &merged {
+            source.weights = merged;
+        }
         let bar = output::bar("converting");
-        let exported =
-            export(&checkpoint.export_source(), path, &self.options(), &mut |done, total| {
-                output::advance(&bar, done as usize, total as usize);
-                !STOP.load(Ordering::Relaxed)
-            });
+        let exported = export(&source, path, &self.options(), &mut |done, total| {
+            output::advance(&bar, done as usize, total as usize);
+            !STOP.load(Ordering::Relaxed)
+        });
         bar.finish_and_clear();
         let exported = exported?;
         for note in &exported.notes {
@@ -102,6 +117,21 @@ impl Convert {
             output::bytes(exported.bytes)
         ));
         Ok(())
+    }
+
+    /// The model with its adapters in its weights, where there are any.
+    fn merged<'c>(
+        &self,
+        checkpoint: &'c Checkpoint,
+    ) -> Result<Option<Merged<&'c Checkpoint>>, LoadError> {
+        if self.merge.is_empty() {
+            return Ok(None);
+        }
+        let mut adapted = Adapted::new(checkpoint);
+        for AdapterArg { path, scale } in &self.merge {
+            adapted.add(Adapter::open(path, *scale)?)?;
+        }
+        Merged::new(adapted).map(Some)
     }
 
     fn options(&self) -> ExportOptions {

@@ -65,6 +65,29 @@ fn inspect_shows_adapters_and_their_memory() {
     assert!(!line("inspect").good().contains("adapter"));
 }
 
+/// Merged into master weights, written, and read again: what PEFT's merge computes.
+#[test]
+fn convert_merges_adapters_into_master_weights() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("merged");
+    let out = out.to_str().unwrap();
+    let merge = "--type hf --merge tests/fixtures/lora_master";
+    line(&format!("convert tests/fixtures/llama_master_f16 {out} {merge}")).good();
+    expect(&case("lora_master", "merged"), &format!("--model {out}"));
+
+    // Ternary weights have no room for an adapter.
+    let other = folder.path().join("other");
+    let other_name = other.to_str().unwrap();
+    let merge = "--type hf --merge tests/fixtures/lora_packed";
+    line(&format!("convert tests/fixtures/bitnet_silu {other_name} {merge}")).refused(&[
+        "lora_packed",
+        "without float master weights of self_attn.q_proj in layer 0",
+        "master weights",
+        "--lora",
+    ]);
+    assert!(!other.exists());
+}
+
 /// A base that is not on this machine is named, one that is another is told.
 #[test]
 fn a_base_that_is_not_there_is_named() {
