@@ -9,6 +9,7 @@ use std::process::Command;
 
 use common::ops::rms_norm;
 use common::wgpu::adapters;
+use trine::backend::ops::Epilogue;
 use trine::backend::wgpu::{Adapter, Gpu, GpuOptions, Wgpu, WgpuOptions};
 
 /// Set in the process that is started for a case.
@@ -31,7 +32,7 @@ fn in_a_process_of_its_own() {
         let gpu = Gpu::of(adapter, GpuOptions::default()).expect("it opens");
         if what == USE {
             let mut wgpu = Wgpu::new(&gpu, WgpuOptions::default());
-            rms_norm(&mut wgpu, &[0.5; 5 * 64], 64, None, 0);
+            rms_norm(&mut wgpu, &[0.5; 5 * 64], 64, None, 0, Epilogue::Store);
             continue;
         }
         let mut heard = Vec::new();
