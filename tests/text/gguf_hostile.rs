@@ -149,7 +149,8 @@ fn defects_are_sentences() {
         (gpt2().set(MODEL, id(3)), "tokenizer.ggml.model: expected a string, found 3 (u32)"),
         (
             gpt2().set(PRE, string("mystery")),
-            "is not supported; supported: llama-bpe, llama3, llama-v3, falcon3, falcon_e, qwen2",
+            "is not supported; supported: llama-bpe, llama3, llama-v3, falcon3, falcon_e, smaug-bpe, dbrx, \
+             qwen2",
         ),
         (
             gpt2().without(TOKENS),
