@@ -205,22 +205,28 @@ impl ModelFiles {
     /// Whatever is wrong with the adapter or does not fit the model, in a sentence.
     pub fn add_adapter(&mut self, path: &Path, scale: f32) -> Result<(), LoadError> {
         let adapter = Adapter::open(path, scale)?;
-        if let (Some(base), Some(checkpoint)) = (adapter.base(), self.checkpoint()) {
-            let (path, model) = (adapter.folder().display(), &checkpoint.summary().path);
-            // A name of the hub, or a path of another machine: what both have is the last part.
-            let named = |path: &Path| path.file_name().map(|name| name.to_ascii_lowercase());
-            let path_of = |base: &Path| base.canonicalize().ok();
-            let same = path_of(&adapter.folder().join(base))
-                .is_some_and(|b| Some(b) == path_of(model))
-                || named(Path::new(base)) == named(model);
-            if !same {
-                tracing::warn!(
-                    "the adapter {path} was made for {base:?} and is applied to {}",
-                    model.display()
-                );
-            }
+        let warning = self.another_base(&adapter);
+        // An adapter that does not fit is refused, and nothing else is said of it.
+        self.add(adapter)?;
+        if let Some(warning) = warning {
+            tracing::warn!("{warning}");
         }
-        self.add(adapter)
+        Ok(())
+    }
+
+    /// What there is to say where an adapter was made for a model of another name.
+    fn another_base(&self, adapter: &Adapter) -> Option<String> {
+        let (base, checkpoint) = (adapter.base()?, self.checkpoint()?);
+        let (folder, model) = (adapter.folder(), &checkpoint.summary().path);
+        // A name of the hub, or a path of another machine: what both have is the last part.
+        let named = |path: &Path| path.file_name().map(|name| name.to_ascii_lowercase());
+        let path_of = |path: &Path| path.canonicalize().ok();
+        let same = path_of(&folder.join(base)).is_some_and(|base| Some(base) == path_of(model))
+            || named(Path::new(base)) == named(model);
+        let (folder, model) = (folder.display(), model.display());
+        (!same).then(|| {
+            format!("the adapter {folder} was made for {base:?} and is applied to {model}")
+        })
     }
 
     fn add(&mut self, adapter: Adapter) -> Result<(), LoadError> {
