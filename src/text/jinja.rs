@@ -367,7 +367,7 @@ mod tests {
         let cases = [
             ("a { b", "a { b"),
             ("{{ '}}' }}{# {% generation %} #}", "{{ '}}' }}{# {% generation %} #}"),
-            ("{{- a ~ b -}}", "{{- trine_joined( a , b )-}}"),
+            ("{{- a ~ b -}}", "{{- trine_joined( a , b) -}}"),
             ("{%- generation -%}x{% endgeneration %}", "{%- with -%}x{% endwith %}"),
             ("{% raw %}{% generation %}{% endraw %}", "{% raw %}{% generation %}{% endraw %}"),
             ("{% set x %}", "{% set x %}"),
