@@ -43,6 +43,7 @@
 //! | `cli` | yes | the `trine` program and the embedded demo model |
 //! | `cuda` | yes | NVIDIA GPUs through CUDA; needs nothing but the driver |
 //! | `wgpu` | yes | GPUs through Vulkan, Metal and DX12 |
+//! | `nvrtc` | no | CUDA kernels compiled when a GPU is opened, where that is asked for; needs libnvrtc there |
 //!
 //! Library users turn the default off (`default-features = false`) and take what they want.
 

@@ -167,7 +167,7 @@ pub(super) struct Device {
 }
 
 impl Device {
-    pub(super) fn open(info: GpuInfo) -> Result<Rc<Self>, LoadError> {
+    pub(super) fn open(info: GpuInfo, compile: bool) -> Result<Rc<Self>, LoadError> {
         let refuse = |reason| LoadError::Device { device: info.name(), reason };
         let opened = crate::caught::caught(|| {
             let context = CudaContext::new(info.ordinal).map_err(sentence)?;
@@ -175,7 +175,7 @@ impl Device {
             // buffers would have to order; and they would break the capture of graphs.
             unsafe { context.disable_event_tracking() };
             let stream = context.new_stream().map_err(sentence)?;
-            let modules = Modules::load(&context, &info)?;
+            let modules = Modules::load(&context, &info, compile)?;
             Ok((stream, modules))
         });
         let (stream, modules) = opened

@@ -9,6 +9,8 @@
 //! A device's memory and its work belong to one thread at a time.
 
 mod bandwidth;
+#[cfg(feature = "nvrtc")]
+pub mod compile;
 mod device;
 mod embed;
 mod fuse;
@@ -44,6 +46,8 @@ pub use device::{GpuInfo, choose, gpus};
 pub use launch::Kernel;
 pub use memory::Buffer;
 pub use module::ptx;
+#[cfg(feature = "nvrtc")]
+pub use module::source;
 pub use packed::TernaryMatrix;
 pub use power::{PowerMeter, PowerReading};
 pub use record::Recorder;
@@ -77,11 +81,21 @@ pub struct CudaOptions {
     pub matmul: Option<MatmulForm>,
     /// How the output head is computed.
     pub head: Head,
+    /// Compile the kernels with NVRTC for the GPU that is opened, in place of taking those that are
+    /// part of the crate: seconds to a minute. Refused without the feature `nvrtc`.
+    pub compile: bool,
 }
 
 impl Default for CudaOptions {
     fn default() -> Self {
-        Self { fused: true, replay: true, overlapped: true, matmul: None, head: Head::Full }
+        Self {
+            fused: true,
+            replay: true,
+            overlapped: true,
+            matmul: None,
+            head: Head::Full,
+            compile: false,
+        }
     }
 }
 
@@ -104,6 +118,11 @@ impl CudaOptions {
     /// With these kernels for ternary products; fused ones take [`MatmulForm::Few`].
     pub fn matmul(mut self, form: MatmulForm) -> Self {
         self.matmul = Some(form);
+        self
+    }
+    /// With kernels that NVRTC compiles now, or those of the crate.
+    pub fn compile(mut self, compile: bool) -> Self {
+        self.compile = compile;
         self
     }
     /// With this output head.
@@ -147,9 +166,10 @@ impl Cuda {
     /// Opens a GPU: its context, a stream, the kernels.
     ///
     /// # Errors
-    /// [`LoadError::Device`] with the reason, where the driver or the GPU cannot run the kernels.
+    /// [`LoadError::Device`] with the reason, where the driver or the GPU cannot run the
+    /// kernels, or NVRTC cannot compile them.
     pub fn new(gpu: GpuInfo, options: CudaOptions) -> Result<Self, LoadError> {
-        let device = Device::open(gpu)?;
+        let device = Device::open(gpu, options.compile)?;
         let mut info = DeviceInfo::new(device.info.name(), device.info.description());
         info.memory = Some(device.info.memory);
         info.asynchronous = true;
