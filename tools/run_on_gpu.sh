@@ -24,7 +24,7 @@ cd "$(dirname "$0")/.."
 GENERIC=(ops checked seam ragged)
 CUDA=(cuda cuda_faults)
 CUDA_OPS=(attention head matmul sample screen)
-WGPU=(wgpu wgpu_faults)
+WGPU=(wgpu wgpu_model wgpu_pieces wgpu_faults)
 PARTS=(tests sanitizer bench soak peers)
 HALVES=(memcheck racecheck)
 

@@ -33,7 +33,7 @@ pub(crate) trait Body {
 
 /// Runs `body` on every backend of this machine. A new backend, or a variant of one, is a line.
 ///
-/// Tests of the whole model pass `slow` adapters by; `tests/wgpu/model.rs` has what they run.
+/// Tests of the whole model pass `slow` adapters by; `wgpu_model.rs` has what they run.
 #[cfg_attr(not(any(feature = "cuda", feature = "wgpu")), allow(unused_variables))]
 pub(crate) fn on_every_backend(body: &impl Body, slow: bool) {
     // Its ops are compared with themselves, which shows that the tests' own arithmetic is right.

@@ -1,11 +1,17 @@
 //! The whole model on GPUs: what transformers computes, the CPU's text, and the same bits however
 //! a step is enqueued. On every adapter of the machine, in every variant.
+#![cfg(feature = "wgpu")]
 
-use crate::common::demo::{DemoText, demo_text};
-use crate::common::model::{awkward_models, roomy};
-use crate::common::run::{bits, generate, ids, keep_last, load, part, session, step_logits};
-use crate::common::wgpu::{Opened, opened};
-use crate::common::workload::{greedy, sampled, workload};
+mod common;
+mod fixture;
+#[path = "fixture/lora.rs"]
+mod lora;
+
+use common::demo::{DemoText, demo_text};
+use common::model::{awkward_models, roomy};
+use common::run::{bits, generate, ids, keep_last, load, part, session, step_logits};
+use common::wgpu::{Opened, opened};
+use common::workload::{greedy, sampled, workload};
 use trine::backend::wgpu::{Gpu, GpuOptions, Wgpu, WgpuOptions};
 use trine::checkpoint;
 use trine::model::executor::Executor;
@@ -23,24 +29,24 @@ fn it_agrees_with_transformers() {
     let mut wrong = Vec::new();
     for opened in opened() {
         let mut compared = 0;
-        for name in crate::fixture::NAMES {
-            let fixture = crate::fixture::load(name);
+        for name in fixture::NAMES {
+            let fixture = fixture::load(name);
             let checkpoint = checkpoint::open(&fixture.folder).expect("opens");
             let device = backend(opened, WgpuOptions::default());
             let mut executor =
-                Executor::load(device, &checkpoint, crate::fixture::reserve(), &mut |_, _| {})
+                Executor::load(device, &checkpoint, fixture::reserve(), &mut |_, _| {})
                     .unwrap_or_else(|error| panic!("{name}: {error}"));
             // On a slow adapter the shortest of the strict cases, and not in every variant.
             let strict = fixture.cases.iter().filter(|case| case.strict);
             let shortest = strict.map(|case| case.ids.len()).min();
-            let chosen = |case: &&crate::fixture::Case| {
+            let chosen = |case: &&fixture::Case| {
                 !opened.slow || (!opened.plain && Some(case.ids.len()) == shortest)
             };
             for case in fixture.cases.iter().filter(chosen) {
                 compared += 1;
-                let output = crate::fixture::run(&mut executor, case)
+                let output = fixture::run(&mut executor, case)
                     .unwrap_or_else(|error| panic!("{name} {}: {error}", case.name));
-                for failure in crate::fixture::failures(case, &output) {
+                for failure in fixture::failures(case, &output) {
                     if *name == NEEDS_IEEE {
                         eprintln!("{}: {name} {}: {failure}", opened.name, case.name);
                     } else {
@@ -61,21 +67,21 @@ fn adapters_agree_with_peft() {
     let mut wrong = Vec::new();
     for opened in opened().iter().filter(|opened| !opened.slow || opened.plain) {
         // All of them where they take little time, and in one variant.
-        let models = if opened.plain { 1 } else { crate::lora::MODELS.len() };
-        for model in &crate::lora::MODELS[..models] {
+        let models = if opened.plain { 1 } else { lora::MODELS.len() };
+        for model in &lora::MODELS[..models] {
             let (source, cases) = (model.open(), model.cases());
-            let run = |options: WgpuOptions, case: &crate::fixture::Case| {
-                let reserve = crate::fixture::reserve();
+            let run = |options: WgpuOptions, case: &fixture::Case| {
+                let reserve = fixture::reserve();
                 let device = backend(opened, options);
                 let mut executor = Executor::load(device, &*source, reserve, &mut |_, _| {})
                     .unwrap_or_else(|error| panic!("{}: {error}", model.name));
-                crate::fixture::run(&mut executor, case)
+                fixture::run(&mut executor, case)
                     .unwrap_or_else(|error| panic!("{} {}: {error}", model.name, case.name))
             };
             // The shortest.
             let case = &cases[1];
             let output = run(WgpuOptions::default(), case);
-            for failure in crate::fixture::failures(case, &output) {
+            for failure in fixture::failures(case, &output) {
                 wrong.push(format!("{}: {} {}: {failure}", opened.name, model.name, case.name));
             }
             if model.name == "patterns" {

@@ -1,12 +1,15 @@
 //! Tables and matrices that a device cannot bind whole: the same bits in many pieces as in one, on
 //! every adapter, and a table that is larger than what Mesa's software driver binds.
+#![cfg(feature = "wgpu")]
 
-use crate::common::host::{HostBatch, HostQuantized, upload_lanes};
-use crate::common::model::host_table;
-use crate::common::ops::{EPS, gain, garbage, matmul};
-use crate::common::rng::Rng;
-use crate::common::run::{bits, download, run_ops, upload};
-use crate::common::wgpu::adapters;
+mod common;
+
+use common::host::{HostBatch, HostQuantized, upload_lanes};
+use common::model::host_table;
+use common::ops::{EPS, gain, garbage, matmul};
+use common::rng::Rng;
+use common::run::{bits, download, run_ops, upload};
+use common::wgpu::adapters;
 use trine::backend::ops::{self, Epilogue};
 use trine::backend::wgpu::{Gpu, GpuOptions, Table, Wgpu, WgpuOptions};
 use trine::backend::{Backend, FROM_LANE, NONE, Record};
@@ -140,7 +143,7 @@ fn matrices_in_pieces_give_the_same_bits() {
             let values = rng.normals(rows * width, 1.0);
             let input = HostQuantized::of(&values, width);
             results.push(bits(&matmul(wgpu, &input, &parts, None)));
-            let into = rng.normals(rows * (307 + crate::common::ops::COLUMN + 1), 1.0);
+            let into = rng.normals(rows * (307 + common::ops::COLUMN + 1), 1.0);
             results.push(bits(&matmul(wgpu, &input, &parts, Some(&into))));
             results.push(bits(&fused(wgpu, &values, width, &parts)));
         }
