@@ -38,7 +38,8 @@ pub(super) fn rewrite(source: &str) -> Rewritten {
     while let Some(start) = rest.find('{') {
         let (text, tag) = rest.split_at(start);
         writer.text(text);
-        let before = rest.len();
+        writer.line += text.matches('\n').count();
+        let before = tag.len();
         rest = match tag.as_bytes().get(1) {
             Some(b'#') => writer.copy(tag, tag.find("#}").map(|end| end + 2)),
             Some(b'{') => match end_of(&tag[2..], "}}") {
