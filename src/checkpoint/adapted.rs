@@ -1,6 +1,6 @@
 //! A model with adapters: applied when it runs, or merged into its master weights.
 
-use super::hf_weights::PROJECTIONS;
+use super::hf::weights::PROJECTIONS;
 use super::lora::{Adapter, Pair};
 use crate::error::LoadError;
 use crate::model::config::{ModelConfig, NormRole, Projection};

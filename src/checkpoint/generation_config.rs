@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::files::Files;
-use super::gguf_metadata::Metadata;
+use super::gguf::metadata::Metadata;
 use super::json::{Fields, parse_object};
 use crate::error::LoadError;
 

@@ -13,14 +13,10 @@
 //! |---|---|
 //! | `files` | a folder, or named bytes in memory |
 //! | `foreign` | files of other formats, to name them |
-//! | `safetensors` | the container: headers, shards, named tensors |
-//! | `gguf`, `gguf_metadata`, `gguf_types` | the container GGUF: header, typed values, tensors |
-//! | `gguf_config` | hyper-parameters by `general.architecture` |
-//! | `gguf_weights`, `gguf_layouts` | its tensors by role; I2_S, TQ1_0, TQ2_0, ternary floats |
-//! | `gguf_table`, `gguf_dequantize` | embedding tables and heads; quantised ones to f16 |
-//! | `hf_config` | `config.json` |
-//! | `hf_weights`, `hf_layouts` | tensors by role; packed and float ternary matrices |
-//! | `tokenizer_files`, `gguf_tokenizer`, `generation_config` | text and sampling |
+//! | `safetensors` | that container: headers, shards, named tensors |
+//! | `hf` | a Hugging Face folder: `config.json`, tensors by role |
+//! | `gguf` | a GGUF file: container, config, tensors by role, tokenizer |
+//! | `tokenizer_files`, `generation_config` | text and sampling |
 //! | [`lora`], [`adapted`] | LoRA adapters as PEFT saves them; a model with some of them |
 //! | `demo` (feature `cli`) | the model that is part of the binary |
 //! | [`synthetic`] | nothing: random models of published shapes |
@@ -34,20 +30,9 @@ mod files;
 mod foreign;
 mod generation_config;
 mod gguf;
-mod gguf_config;
-mod gguf_dequantize;
-mod gguf_layouts;
-mod gguf_metadata;
-mod gguf_table;
-mod gguf_tokenizer;
-mod gguf_types;
-mod gguf_weights;
-mod hf_config;
-mod hf_layouts;
-mod hf_weights;
+mod hf;
 mod json;
 pub mod lora;
-mod lora_config;
 mod safetensors;
 mod scan;
 mod summary;
@@ -131,7 +116,7 @@ pub fn open_tokenizer(path: &Path) -> Result<TokenizerFiles, LoadError> {
     }
     let (files, name) = file_in_folder(path)?;
     let gguf = gguf::Gguf::open(&files, name)?;
-    gguf_tokenizer::read(&Arc::new(gguf.metadata))
+    gguf::tokenizer::read(&Arc::new(gguf.metadata))
 }
 
 /// Opens a checkpoint from a set of named files, as [`open`] does.
@@ -166,12 +151,12 @@ fn file_in_folder(path: &Path) -> Result<(Files, &str), LoadError> {
 
 fn open_gguf(files: &Files, name: &str) -> Result<Checkpoint, LoadError> {
     let gguf = gguf::Gguf::open(files, name)?;
-    let config = gguf_config::parse(&gguf)?;
-    let weights = gguf_weights::GgufWeights::new(&config, &gguf)?;
+    let config = gguf::config::parse(&gguf)?;
+    let weights = gguf::weights::GgufWeights::new(&config, &gguf)?;
     let mut summary = summary::of_gguf(&config, &weights, &gguf);
     let metadata = Arc::new(gguf.metadata);
-    let mut generation = gguf_tokenizer::generation(&metadata)?;
-    let mut tokenizer = gguf_tokenizer::read(&metadata)?;
+    let mut generation = gguf::tokenizer::generation(&metadata)?;
+    let mut tokenizer = gguf::tokenizer::read(&metadata)?;
     if tokenizer.gguf.is_none() {
         // Files without a vocabulary may still say which ids are special.
         generation = generation_config::of_gguf(&metadata)?;
@@ -191,11 +176,11 @@ fn open_hf(files: Files, single: Option<&str>) -> Result<Checkpoint, LoadError> 
         return Err(files::missing(&file));
     };
     let map = json::parse_object(&file, &text)?;
-    let config = hf_config::parse(&file, &map)?;
+    let config = hf::config::parse(&file, &map)?;
     let generation = generation_config::read(&files, &file, &map)?;
     let tokenizer = tokenizer_files::read(&files)?;
     let tensors = safetensors::Tensors::open(&files, single)?;
-    let weights = hf_weights::HfWeights::new(&config, &tensors)?;
+    let weights = hf::weights::HfWeights::new(&config, &tensors)?;
     let path = single.map_or_else(|| files.location().to_owned(), |name| files.path(name));
     let summary = summary::of_hf(path, &config, &weights, &tensors);
     let embeds = config.form.embeds || files.has("modules.json");
@@ -233,7 +218,7 @@ impl Checkpoint {
     /// Reads every weight and returns the first fault: code 3 in packed weights, NaN or infinity.
     pub fn verify(&self) -> Result<(), LoadError> {
         for layer in 0..self.config().layers {
-            for (projection, _) in hf_weights::PROJECTIONS {
+            for (projection, _) in hf::weights::PROJECTIONS {
                 self.ternary(layer, projection)?;
             }
         }

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::gguf::Gguf;
-use super::gguf_config::GgufConfig;
-use super::gguf_layouts::Layout;
-use super::gguf_weights::{self, GgufWeights};
-use super::hf_config::HfConfig;
-use super::hf_weights::{HfWeights, PROJECTIONS, Stored};
+use super::gguf::config::GgufConfig;
+use super::gguf::layouts::Layout;
+use super::gguf::weights::{self, GgufWeights};
+use super::hf::config::HfConfig;
+use super::hf::weights::{HfWeights, PROJECTIONS, Stored};
 use super::safetensors::Tensors;
 use crate::model::weights::WeightSource;
 
@@ -161,7 +161,7 @@ pub(crate) fn of_hf(
 pub(crate) fn of_gguf(config: &GgufConfig, weights: &GgufWeights, gguf: &Gguf) -> Summary {
     let model = weights.config();
     let mut kinds: Vec<String> = Vec::new();
-    let projections = gguf_weights::PROJECTIONS.map(|(projection, name)| {
+    let projections = weights::PROJECTIONS.map(|(projection, name)| {
         let mut stored: Vec<String> = Vec::new();
         let mut scales: Option<[f32; 2]> = None;
         for matrix in weights.matrices(projection) {
@@ -212,7 +212,7 @@ pub(crate) fn of_gguf(config: &GgufConfig, weights: &GgufWeights, gguf: &Gguf) -
         unused: weights.unused.clone(),
         parameters: model.parameters(),
         file_bytes: gguf.file_bytes,
-        ternary_bytes: gguf_weights::PROJECTIONS
+        ternary_bytes: weights::PROJECTIONS
             .iter()
             .flat_map(|(projection, _)| weights.matrices(*projection))
             .map(|matrix| matrix.tensor.bytes.len() as u64)

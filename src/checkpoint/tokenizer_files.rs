@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use super::files::Files;
-use super::gguf_tokenizer::GgufTokenizer;
+use super::gguf::tokenizer::GgufTokenizer;
 use super::json::{Fields, parse_object};
 use crate::error::LoadError;
 use crate::tensor::SharedBytes;

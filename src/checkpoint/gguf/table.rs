@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use half::f16;
 
-use super::gguf::GgufTensor;
-use super::gguf_dequantize::{block, dequantize, float};
-use super::gguf_types::TensorType;
-use super::scan::first_non_finite;
+use super::container::GgufTensor;
+use super::dequantize::{block, dequantize, float};
+use super::types::TensorType;
+use crate::checkpoint::scan::first_non_finite;
 use crate::error::LoadError;
 use crate::tensor::{FloatType, HostTable, SharedBytes};
 

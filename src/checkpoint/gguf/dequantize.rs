@@ -6,7 +6,7 @@
 
 use half::f16;
 
-use super::gguf_types::TensorType;
+use super::types::TensorType;
 use crate::tensor::FloatType;
 
 /// The float type, of tensors that are not quantised.

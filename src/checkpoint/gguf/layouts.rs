@@ -3,8 +3,8 @@
 //! Sources: `ggml-bitnet-mad.cpp` of microsoft/BitNet for I2_S; `ggml-quants.c` of ggml for TQ1_0
 //! and TQ2_0. All have codes 0, 1 and 2 for −1, 0 and +1.
 
-use super::gguf_dequantize::{dequantize, row_bytes};
-use super::gguf_types::TensorType;
+use super::dequantize::{dequantize, row_bytes};
+use super::types::TensorType;
 use crate::ternary::{TernaryRows, ZERO_CODE, code_of_float, has_invalid_code};
 
 /// Weights to a block of TQ1_0 and TQ2_0, a part of one row.

@@ -1,19 +1,18 @@
 //! The tensors of a GGUF file as the weights of a model.
 //!
 //! Names, types, shapes, scales and norms are checked when the file is opened; the large tensors are
-//! checked when they are first asked for, as those of a Hugging Face folder are (`hf_weights`).
+//! checked when they are first asked for, as those of a Hugging Face folder are (`hf::weights`).
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::gguf::{Gguf, GgufTensor};
-use super::gguf_config::GgufConfig;
-use super::gguf_dequantize::{block, dequantize, float, row_bytes};
-use super::gguf_layouts::{
-    Fault, I2S_BLOCK, Layout, StoredRows, first_block_scale, has_blocks_of_64,
-};
-use super::gguf_table::Table;
-use super::gguf_types::TensorType;
-use super::safetensors::shape_text;
+use super::EMBEDDING;
+use super::config::GgufConfig;
+use super::container::{Gguf, GgufTensor};
+use super::dequantize::{block, dequantize, float, row_bytes};
+use super::layouts::{Fault, I2S_BLOCK, Layout, StoredRows, first_block_scale, has_blocks_of_64};
+use super::table::Table;
+use super::types::TensorType;
+use crate::checkpoint::safetensors::shape_text;
 use crate::error::LoadError;
 use crate::model::config::{ModelConfig, NormRole, Projection};
 use crate::model::weights::WeightSource;
@@ -31,7 +30,6 @@ pub(crate) const PROJECTIONS: [(Projection, &str); 7] = [
     (Projection::Down, "ffn_down"),
 ];
 
-pub(crate) const EMBEDDING: &str = "token_embd.weight";
 pub(crate) const HEAD: &str = "output.weight";
 
 /// How many weights are looked at to tell ternary floats from master weights.

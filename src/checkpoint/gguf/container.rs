@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::files::{Files, missing};
-use super::foreign;
-use super::gguf_metadata::{self, Metadata, Reader};
-use super::gguf_types::{Meaning, meaning};
+use super::metadata::{self, Metadata, Reader};
+use super::types::{Meaning, meaning};
+use crate::checkpoint::files::{Files, missing};
+use crate::checkpoint::foreign;
 use crate::error::LoadError;
 use crate::tensor::SharedBytes;
 
@@ -107,8 +107,8 @@ impl Gguf {
         }
         let version = version(&mut reader)?;
         let tensor_count = reader.count("number of tensors", MAX_TENSORS, LEAST_TENSOR)?;
-        let key_count = gguf_metadata::read_count(&mut reader)?;
-        let metadata = gguf_metadata::read(&mut reader, key_count, &file, &bytes)?;
+        let key_count = metadata::read_count(&mut reader)?;
+        let metadata = metadata::read(&mut reader, key_count, &file, &bytes)?;
         refuse_parts(&metadata)?;
         let alignment = alignment(&metadata)?;
 
@@ -280,7 +280,7 @@ impl Data<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::gguf_metadata::Value;
+    use super::super::metadata::Value;
     use super::*;
 
     fn string(text: &str) -> Vec<u8> {

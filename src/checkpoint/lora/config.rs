@@ -6,8 +6,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::hf_weights::PROJECTIONS;
-use super::json::{Fields, describe, quote};
+use crate::checkpoint::hf::weights::PROJECTIONS;
+use crate::checkpoint::json::{Fields, describe, quote};
 use crate::error::LoadError;
 use crate::model::config::{MAX_SIZE, Projection};
 

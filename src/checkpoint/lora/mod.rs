@@ -7,14 +7,16 @@
 //! or `alpha / √rank` where the config says `use_rslora`. What is not plain LoRA is refused: an
 //! adapter that is applied in part answers text that looks right.
 
+mod config;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::files::{self, Files, missing};
-use super::hf_weights::{PROJECTIONS, check_finite};
-use super::json::{self, quote};
-use super::lora_config::{Config, Targets};
-use super::safetensors::{self, Tensor, Tensors, shape_text};
+use self::config::{Config, Targets};
+use crate::checkpoint::files::{self, Files, missing};
+use crate::checkpoint::hf::weights::{PROJECTIONS, check_finite};
+use crate::checkpoint::json::{self, quote};
+use crate::checkpoint::safetensors::{self, Tensor, Tensors, shape_text};
 use crate::error::LoadError;
 use crate::model::config::{MAX_SIZE, ModelConfig, Projection};
 

@@ -14,9 +14,9 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::generation_config::GenerationDefaults;
-use super::gguf_metadata::Metadata;
-use super::tokenizer_files::TokenizerFiles;
+use super::metadata::Metadata;
+use crate::checkpoint::generation_config::GenerationDefaults;
+use crate::checkpoint::tokenizer_files::TokenizerFiles;
 use crate::error::LoadError;
 use crate::text::split::{self, Split};
 use crate::text::tokenizer::{Tokenizer, TokenizerOptions};

@@ -9,7 +9,7 @@ use std::ops::{Range, RangeInclusive};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::json::quote;
+use crate::checkpoint::json::quote;
 use crate::error::LoadError;
 use crate::tensor::SharedBytes;
 

@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use safetensors::tensor::Dtype;
 
-use super::hf_config::{HfConfig, Quantization};
-use super::hf_layouts::{PackedRows, ValueRows};
-use super::safetensors::{Tensor, Tensors, shape_text};
-use super::scan::{first_invalid_code, first_non_finite};
+use super::config::HfConfig;
+use super::form::Quantization;
+use super::layouts::{PackedRows, ValueRows};
+use crate::checkpoint::safetensors::{Tensor, Tensors, shape_text};
+use crate::checkpoint::scan::{first_invalid_code, first_non_finite};
 use crate::error::LoadError;
 use crate::model::config::{ModelConfig, NormRole, Projection};
 use crate::model::weights::WeightSource;

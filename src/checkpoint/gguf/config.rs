@@ -1,10 +1,11 @@
 //! Hyper-parameters from the metadata of a GGUF file.
 //!
-//! Keys: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. As in `hf_config`, a key that
+//! Keys: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. As in `hf::config`, a key that
 //! would change what the model computes, and whose meaning is not implemented here, is an error.
 
-use super::gguf::Gguf;
-use super::gguf_metadata::Metadata;
+use super::EMBEDDING;
+use super::container::Gguf;
+use super::metadata::Metadata;
 use crate::backend::ops::{Activation, Heads};
 use crate::error::LoadError;
 use crate::model::config::{Attention, Family, MAX_SIZE, ModelConfig};
@@ -216,7 +217,7 @@ impl Keys<'_> {
         if let Some(size) = self.optional_size("vocab_size")? {
             return Ok(size);
         }
-        let embedding = gguf.tensor(super::gguf_weights::EMBEDDING)?;
+        let embedding = gguf.tensor(EMBEDDING)?;
         Ok(embedding.ne.get(1).copied().unwrap_or(1))
     }
 
