@@ -9,6 +9,8 @@
 //! The grammar is the one of minijinja's parser, with limits on depth and length: it recurses
 //! without one for signs and `not`, and its compiler for long chains.
 
+use super::expression_tokens::{Kind, Token, tokens};
+
 /// Function: `a ~ b ~ …`.
 pub(super) const JOINED: &str = "trine_joined";
 /// Function: `a + b + …`.
@@ -89,38 +91,10 @@ struct Parser<'s> {
     operations: usize,
 }
 
-#[derive(Clone, Copy)]
-struct Token<'s> {
-    /// With the white space before it.
-    whole: &'s str,
-    text: &'s str,
-    kind: Kind,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Word,
-    Number,
-    Text,
-    Sign,
-}
-
 impl<'s> Parser<'s> {
     fn new(text: &'s str) -> Result<Self, Refused> {
-        let (mut tokens, mut rest, mut after_dot) = (Vec::new(), text, false);
-        loop {
-            let body = rest.trim_start();
-            let space = rest.len() - body.len();
-            if body.is_empty() {
-                let trailing = rest;
-                return Ok(Self { tokens, trailing, at: 0, depth: 0, operations: 0 });
-            }
-            let (length, kind) = token(body, after_dot).ok_or(Refused::Unclear)?;
-            let text = &body[..length];
-            tokens.push(Token { whole: &rest[..space + length], text, kind });
-            after_dot = text == ".";
-            rest = &body[length..];
-        }
+        let (tokens, trailing) = tokens(text).ok_or(Refused::Unclear)?;
+        Ok(Self { tokens, trailing, at: 0, depth: 0, operations: 0 })
     }
 
     fn end(self, mut out: String) -> Result<String, Refused> {
@@ -481,52 +455,6 @@ impl<'s> Parser<'s> {
 /// In brackets, so that it stays one operand.
 fn filtered(expression: &str, filter: &str) -> String {
     format!("(({expression})|{filter})")
-}
-
-/// The length and kind of the token that a text begins with.
-fn token(text: &str, after_dot: bool) -> Option<(usize, Kind)> {
-    let bytes = text.as_bytes();
-    let first = text.chars().next()?;
-    let span = |accept: fn(u8) -> bool| bytes.iter().take_while(|&&byte| accept(byte)).count();
-    match first {
-        'a'..='z' | 'A'..='Z' | '_' => {
-            Some((span(|b| b.is_ascii_alphanumeric() || b == b'_'), Kind::Word))
-        }
-        '0'..='9' => {
-            let mut length = span(|b| b.is_ascii_alphanumeric() || b == b'_');
-            let digit = |at: usize| bytes.get(at).is_some_and(u8::is_ascii_digit);
-            let radix = matches!(bytes.get(1), Some(b'b' | b'B' | b'o' | b'O' | b'x' | b'X'));
-            if !radix && !after_dot {
-                let more = |from: usize| {
-                    let rest = &bytes[from..];
-                    rest.iter().take_while(|b| b.is_ascii_alphanumeric() || **b == b'_').count()
-                };
-                if bytes.get(length) == Some(&b'.') && digit(length + 1) {
-                    length += 1 + more(length + 1);
-                }
-                let exponent = matches!(bytes[length - 1], b'e' | b'E');
-                if exponent && matches!(bytes.get(length), Some(b'+' | b'-')) && digit(length + 1) {
-                    length += 1 + more(length + 1);
-                }
-            }
-            Some((length, Kind::Number))
-        }
-        '\'' | '"' => {
-            let mut escaped = false;
-            let end = text.char_indices().skip(1).find(|&(_, c)| {
-                let ends = !escaped && c == first;
-                escaped = !escaped && c == '\\';
-                ends
-            });
-            end.map(|(at, _)| (at + 1, Kind::Text))
-        }
-        _ if ["**", "//", "==", "!=", "<=", ">="].iter().any(|sign| text.starts_with(sign)) => {
-            Some((2, Kind::Sign))
-        }
-        '+' | '-' | '*' | '/' | '%' | '~' | '|' | '.' | ',' | ':' | '<' | '>' | '=' | '(' | ')'
-        | '[' | ']' | '{' | '}' => Some((1, Kind::Sign)),
-        _ => None,
-    }
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod control;
 mod declared;
 mod decoder;
 mod expression;
+mod expression_tokens;
 mod jinja;
 mod pythonic;
 pub(crate) mod split;
