@@ -1,6 +1,6 @@
 //! Flags that several commands share, and what they mean to the library.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, Args, ValueEnum};
 use trine::backend::select::DeviceName;
@@ -67,7 +67,13 @@ impl AnyModelArgs {
 
     /// Opens the model's files, if it has any.
     pub(crate) fn open(&self) -> anyhow::Result<ModelFiles> {
-        let source = self.synthetic.clone().map(ModelSource::Synthetic);
+        self.open_at(None)
+    }
+
+    /// Opens the files of the model at a path, if one is given in place of the flags.
+    pub(crate) fn open_at(&self, path: Option<&Path>) -> anyhow::Result<ModelFiles> {
+        let synthetic = || self.synthetic.clone().map(ModelSource::Synthetic);
+        let source = path.map(|path| ModelSource::Path(path.to_owned())).or_else(synthetic);
         self.model.open_as(&source.unwrap_or_else(|| self.model.source()))
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -110,11 +111,22 @@ pub(crate) fn from_clap(error: &clap::Error) -> anyhow::Error {
     };
     let argument = flag(context(ContextKind::InvalidArg).unwrap_or_default());
     let value = context(ContextKind::InvalidValue).unwrap_or_default();
+    let similar = [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand];
+    let similar = similar.into_iter().find_map(context);
+    let suggested = similar.is_some();
     let mut message = match error.kind() {
-        ErrorKind::UnknownArgument => format!("there is no flag {argument}"),
+        ErrorKind::UnknownArgument if argument.starts_with('-') => {
+            format!("there is no flag {argument}")
+        }
+        // A model is what people name without a flag most.
+        ErrorKind::UnknownArgument if Path::new(&argument).exists() => {
+            format!("{argument:?} is one argument too many; --model names a model")
+        }
+        ErrorKind::UnknownArgument => format!("{argument:?} is one argument too many"),
         ErrorKind::InvalidSubcommand => {
             let name = context(ContextKind::InvalidSubcommand).unwrap_or_default();
-            format!("there is no command {name:?}")
+            let commands = if suggested { "" } else { "; trine help lists those there are" };
+            format!("there is no command {name:?}{commands}")
         }
         ErrorKind::MissingRequiredArgument => format!("missing: {argument}"),
         ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
@@ -142,8 +154,7 @@ pub(crate) fn from_clap(error: &clap::Error) -> anyhow::Error {
             words.join(" ").trim_start_matches("error: ").to_owned()
         }
     };
-    let similar = [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand];
-    if let Some(similar) = similar.into_iter().find_map(context) {
+    if let Some(similar) = similar {
         message += &format!("; did you mean {similar}?");
     } else if let Some(suggested) = context(ContextKind::Suggested) {
         message += &format!("; {suggested}");

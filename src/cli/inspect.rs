@@ -1,5 +1,7 @@
 //! `trine inspect`: what is in a checkpoint, and what would run it.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use serde_json::{Value, json};
 use trine::backend::select::{DeviceStatus, devices};
@@ -22,9 +24,12 @@ use super::tokenize::listed;
 #[command(after_help = "\
 Examples:
   trine inspect
-  trine inspect -m models/bitnet-b1.58-2B-4T --tensors
+  trine inspect models/bitnet-b1.58-2B-4T --tensors
   trine inspect --json --synthetic 8b")]
 pub(crate) struct Inspect {
+    /// The checkpoint, as --model names it
+    #[arg(value_name = "PATH", conflicts_with_all = ["model", "synthetic"])]
+    path: Option<PathBuf>,
     #[command(flatten)]
     model: AnyModelArgs,
     #[command(flatten)]
@@ -103,7 +108,7 @@ impl Bytes {
 
 impl Inspect {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
-        let files = self.model.open()?;
+        let files = self.model.open_at(self.path.as_deref())?;
         let options = ModelOptions::default().context(self.context.context);
         let reserve = options.reserve(files.config())?;
         if let Some(checkpoint) = files.checkpoint().filter(|_| self.verify) {

@@ -8,6 +8,10 @@ use super::run::{copy, demo, fixture, line, trine, with_input};
 const LINES: &[(&str, &[&str])] = &[
     ("", &["no command"]),
     ("generat x", &["generat", "generate"]),
+    ("run x", &["run", "trine help"]),
+    ("generate x y", &["\"y\"", "too many"]),
+    ("perplexity README.md models/demo", &["models/demo", "--model"]),
+    ("inspect models/demo --synthetic 2b4t", &["PATH", "--synthetic"]),
     ("generate --temperture 1 x", &["--temperture", "--temperature"]),
     ("generate --temperature hot x", &["--temperature", "a number", "hot"]),
     ("generate --temperature -1 x", &["--temperature", "0.001 to 1000", "-1"]),

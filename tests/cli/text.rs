@@ -248,6 +248,7 @@ fn inspect_shows_what_is_there() {
     {
         assert!(text.contains(part), "{part} in {text}");
     }
+    assert!(line("inspect models/demo").good().contains("models/demo"));
     let value = line("inspect --json --verify").json();
     assert_eq!(value["config"]["vocabulary"], 1024);
     // 5 layers of keys and values of 2 heads of 32, two bytes each.
