@@ -71,6 +71,58 @@ fn text_and_sampling() {
     check(checkpoint_cases::text::TEXT_AND_SAMPLING);
 }
 
+#[test]
+fn pooling() {
+    check(checkpoint_cases::pooling::POOLING);
+    check_gguf(File::bitnet, checkpoint_cases::pooling::POOLING_TYPE);
+}
+
+/// What is well formed and not implemented does not stand in the way of anything but pooling.
+#[test]
+fn pooling_that_is_not_implemented_is_no_fault() {
+    let of_gguf = |kind: u32| {
+        let mut file = File::bitnet();
+        file.of("pooling_type", gguf_file::u32_value(kind));
+        let checkpoint = file.open().expect("a sound file");
+        checkpoint.pooling().in_force().map_err(|error| error.to_string())
+    };
+    use trine::checkpoint::Pooling;
+    assert_eq!([1, 2, 3].map(of_gguf), [Pooling::Mean, Pooling::Cls, Pooling::Last].map(Ok));
+    for (kind, found) in [
+        (0, "0, a vector for each token,"),
+        (4, "4, a rank and no vector,"),
+        (5, "5"),
+        (u32::MAX, "4294967295"),
+    ] {
+        assert_eq!(
+            of_gguf(kind),
+            Err(format!(
+                "m.gguf: bitnet-b1.58.pooling_type: {found} is not supported; supported: last, mean \
+                 and cls, one of which can be named instead (--pooling)"
+            ))
+        );
+    }
+    // A folder without a list of modules, and one whose modules do not pool.
+    for (name, text, expected) in [
+        ("1_Pooling/config.json", r#"{"pooling_mode_mean_tokens": true}"#, Pooling::Mean),
+        ("1_Pooling/config.json", "{}", Pooling::Mean),
+        ("modules.json", r#"[{"type": "sentence_transformers.models.Normalize"}]"#, Pooling::Last),
+        ("1_Pooling/README.md", "nothing", Pooling::Last),
+    ] {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut base = Base::bitnet();
+        base.files.insert(name.into(), text.into());
+        base.write(folder.path());
+        let checkpoint = open(folder.path()).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(
+            checkpoint.pooling().in_force().expect("implemented"),
+            expected,
+            "{name} {text}"
+        );
+        assert_eq!(checkpoint.embeds(), name == "modules.json");
+    }
+}
+
 fn check_gguf(base: fn() -> File, cases: &[checkpoint_cases::gguf::Case]) {
     base().open().unwrap_or_else(|e| panic!("{e}"));
     let mut wrong = Vec::new();

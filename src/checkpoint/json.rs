@@ -23,6 +23,15 @@ pub(crate) fn parse_object(file: &Path, text: &str) -> Result<Map<String, Value>
     }
 }
 
+/// Parses a file that must hold one JSON array.
+pub(crate) fn parse_array(file: &Path, text: &str) -> Result<Vec<Value>, LoadError> {
+    match serde_json::from_str(text) {
+        Ok(Value::Array(list)) => Ok(list),
+        Ok(other) => Err(LoadError::invalid(file, "JSON", "an array", describe(&other))),
+        Err(e) => Err(LoadError::invalid(file, "JSON", "an array", parser_error(&e))),
+    }
+}
+
 /// A JSON value as messages quote it.
 pub(crate) fn describe(value: &Value) -> String {
     quote(&value.to_string(), 60)

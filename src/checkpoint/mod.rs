@@ -17,6 +17,7 @@
 //! | `hf` | a Hugging Face folder: `config.json`, tensors by role |
 //! | `gguf` | a GGUF file: container, config, tensors by role, tokenizer |
 //! | `tokenizer_files`, `generation_config` | text and sampling |
+//! | `pooling` | which rows of a text become its embedding |
 //! | [`lora`], [`adapted`] | LoRA adapters as PEFT saves them; a model with some of them |
 //! | `demo` (feature `cli`) | the model that is part of the binary |
 //! | [`synthetic`] | nothing: random models of published shapes |
@@ -33,6 +34,7 @@ mod gguf;
 mod hf;
 mod json;
 pub mod lora;
+mod pooling;
 mod safetensors;
 mod scan;
 mod summary;
@@ -44,6 +46,7 @@ use std::sync::Arc;
 
 pub use files::Files;
 pub use generation_config::GenerationDefaults;
+pub use pooling::{DeclaredPooling, Pooling};
 pub use summary::{ProjectionSummary, Summary, TensorSummary};
 pub use tokenizer_files::TokenizerFiles;
 
@@ -60,6 +63,7 @@ pub struct Checkpoint {
     generation: GenerationDefaults,
     /// Whether it is made to embed texts, and not to write any.
     embeds: bool,
+    pooling: DeclaredPooling,
     summary: Summary,
     /// Where files about text can be had as they are.
     files: Option<Files>,
@@ -166,8 +170,11 @@ fn open_gguf(files: &Files, name: &str) -> Result<Checkpoint, LoadError> {
     // Converters of embedding models write no head; those that write text have one, or are tied by
     // an architecture that is for nothing else.
     let embeds = config.architecture.embeds && weights.config().tied_head;
+    let pooling = pooling::of_gguf(&metadata, config.architecture.name)?;
+    summary.assumed.extend(pooling.doubt().filter(|_| embeds).map(str::to_owned));
     let files = tokenizer.gguf.is_none().then(|| files.clone());
-    Ok(Checkpoint { weights: Box::new(weights), tokenizer, generation, embeds, summary, files })
+    let weights = Box::new(weights);
+    Ok(Checkpoint { weights, tokenizer, generation, embeds, pooling, summary, files })
 }
 
 fn open_hf(files: Files, single: Option<&str>) -> Result<Checkpoint, LoadError> {
@@ -183,9 +190,10 @@ fn open_hf(files: Files, single: Option<&str>) -> Result<Checkpoint, LoadError> 
     let weights = hf::weights::HfWeights::new(&config, &tensors)?;
     let path = single.map_or_else(|| files.location().to_owned(), |name| files.path(name));
     let summary = summary::of_hf(path, &config, &weights, &tensors);
-    let embeds = config.form.embeds || files.has("modules.json");
-    let files = Some(files);
-    Ok(Checkpoint { weights: Box::new(weights), tokenizer, generation, embeds, summary, files })
+    let embeds = config.form.embeds || files.has(pooling::MODULES);
+    let pooling = pooling::of_folder(&files)?;
+    let (files, weights) = (Some(files), Box::new(weights));
+    Ok(Checkpoint { weights, tokenizer, generation, embeds, pooling, summary, files })
 }
 
 impl Checkpoint {
@@ -208,6 +216,11 @@ impl Checkpoint {
     /// there is the `modules.json` of sentence-transformers.
     pub fn embeds(&self) -> bool {
         self.embeds
+    }
+
+    /// What the files say of pooling: `modules.json` and what it names, or `{arch}.pooling_type`.
+    pub fn pooling(&self) -> &DeclaredPooling {
+        &self.pooling
     }
 
     /// What there is to know about the files.

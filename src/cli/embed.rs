@@ -20,9 +20,9 @@ const BATCH: usize = 64;
 
 /// Turn texts into vectors of length 1
 ///
-/// A text's vector is the row of its last token after the final norm, divided by its length, so that
-/// the cosine of two texts is the sum of the products of their numbers. The model's own end token comes
-/// last. Any model answers; those made for it, such as BitNet-embedding, are the ones to use.
+/// A text's vector is the row of its last token after the final norm, or what else the model pools,
+/// divided by its length, so that the cosine of two texts is the sum of the products of their numbers.
+/// The model's own end token comes last. Any model answers; those made for it, such as BitNet-embedding, are the ones to use.
 #[derive(Args)]
 #[command(after_help = "\
 Prints a line for each text: its numbers with spaces between them, or with --json
@@ -45,9 +45,10 @@ pub(crate) struct Embed {
     /// Read the texts from a file, one a line; - is standard input
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Which tokens count: the last, as the model cards of BitNet-embedding say, or the mean of all
-    #[arg(long, value_name = "TOKENS", value_enum, default_value = "last")]
-    pooling: Tokens,
+    /// Which tokens count: the last, the mean of all, or the first (cls) [default: what the model says
+    /// in modules.json or in GGUF, which inspect shows, else the last]
+    #[arg(long, value_name = "TOKENS", value_enum, hide_default_value = true)]
+    pooling: Option<Tokens>,
     /// Print a JSON object for each text
     #[arg(long)]
     json: bool,
@@ -57,21 +58,25 @@ pub(crate) struct Embed {
 enum Tokens {
     Last,
     Mean,
+    Cls,
 }
 
 impl Embed {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
         let texts = self.texts()?;
         let options = self.device.options(self.context.context, KvType::F16).sequences(SEQUENCES);
-        let mut model = load(self.model.open()?, &options)?;
+        let files = self.model.open()?;
+        let pooling = match self.pooling {
+            None => files.pooling.in_force()?,
+            Some(Tokens::Last) => Pooling::Last,
+            Some(Tokens::Mean) => Pooling::Mean,
+            Some(Tokens::Cls) => Pooling::Cls,
+        };
+        let mut model = load(files, &options)?;
         // All of them, before any work is done.
         let ids = (texts.iter().enumerate())
             .map(|(index, text)| ids(&model, text).map_err(|error| at(index, &error)))
             .collect::<anyhow::Result<Vec<_>>>()?;
-        let pooling = match self.pooling {
-            Tokens::Last => Pooling::Last,
-            Tokens::Mean => Pooling::Mean,
-        };
         let mut index = 0;
         for batch in ids.chunks(BATCH) {
             for (ids, embedding) in batch.iter().zip(model.session.embed(batch, pooling)?) {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use trine::backend::select::{DeviceStatus, devices};
 use trine::backend::{Head, KvType};
 use trine::checkpoint::lora::Adapter;
-use trine::engine::{ModelFiles, ModelOptions, SamplingParams};
+use trine::engine::{ModelFiles, ModelOptions, Pooling, SamplingParams};
 use trine::model::activations::Reserve;
 use trine::model::config::ModelConfig;
 
@@ -215,6 +215,7 @@ fn about(files: &ModelFiles) -> Vec<Vec<String>> {
             ),
         ),
         row("tokenizer", tokenizer(files)),
+        row("pooling", files.pooling.to_string()),
         row("chat template", if files.chat.is_some() { "yes" } else { "none" }),
         row("sampling", sampling(&files.defaults)),
         row("end tokens", ends),
@@ -329,6 +330,11 @@ fn as_object(files: &ModelFiles, reserve: &Reserve, devices: &[DeviceStatus]) ->
             "eos": tokenizer.eos_id(),
         })),
         "chat_template": files.chat.is_some(),
+        "pooling": {
+            // None where the checkpoint asks for one that is not supported.
+            "mode": files.pooling.in_force().ok().map(Pooling::name),
+            "said": files.pooling.to_string(),
+        },
         "sampling": sampling_json(&files.defaults),
         "runs_on": runs_on,
         "files": files.checkpoint().map(|checkpoint| checkpoint.summary()),

@@ -2,19 +2,9 @@
 
 use super::session::Session;
 use crate::backend::PAGE_TOKENS;
+pub use crate::checkpoint::Pooling;
 use crate::error::{RunError, SubmitError};
 use crate::model::batch::{Batch, BatchSequence, LogitRow, Purpose, TokenSource};
-
-/// Which of a text's rows, after the final norm, become its embedding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum Pooling {
-    /// That of the last token, which in a causal model has seen all others.
-    #[default]
-    Last,
-    /// The mean of all.
-    Mean,
-}
 
 /// A text on its way.
 struct Live<'r> {
@@ -103,19 +93,22 @@ impl Session {
         let mut taken = Vec::new();
         for (index, text) in live.iter().enumerate() {
             let mut count = (text.ids.len() - text.done).min(tokens);
-            let mut first = match pooling {
-                Pooling::Last if text.done + count < text.ids.len() => count,
-                Pooling::Last => count.saturating_sub(1),
-                Pooling::Mean => 0,
+            let mut pooled = match pooling {
+                Pooling::Last if text.done + count < text.ids.len() => count..count,
+                Pooling::Last => count.saturating_sub(1)..count,
+                Pooling::Cls if text.done > 0 => 0..0,
+                Pooling::Cls => 0..count.min(1),
+                Pooling::Mean => 0..count,
             };
-            if count - first > rows {
-                count = first + rows;
-                first = first.min(count);
+            if pooled.len() > rows {
+                count = pooled.start + rows;
+                pooled.end = count;
             }
             if count == 0 {
                 continue;
             }
-            (tokens, rows) = (tokens - count, rows - (count - first));
+            (tokens, rows) = (tokens - count, rows - pooled.len());
+            let pooled_rows = pooled.len();
             let logit = |index| LogitRow { index, target: None, sample: None };
             let part = &text.ids[text.done..text.done + count];
             sequences.push(BatchSequence {
@@ -123,9 +116,9 @@ impl Session {
                 start: text.done,
                 tokens: part.iter().map(|&token| TokenSource::Token(token)).collect(),
                 pages: text.pages.clone(),
-                logits: (first..count).map(logit).collect(),
+                logits: pooled.map(logit).collect(),
             });
-            taken.push((index, count, count - first));
+            taken.push((index, count, pooled_rows));
         }
         self.executor.submit(&Batch { sequences, purpose: Purpose::Embed, hidden: true })?;
         let hidden = self.executor.collect()?.hidden;

@@ -6,7 +6,7 @@ use super::sampling::SamplingParams;
 use crate::checkpoint::adapted::Adapted;
 use crate::checkpoint::lora::{self, Adapter};
 use crate::checkpoint::synthetic::{self, SyntheticModel};
-use crate::checkpoint::{self, Checkpoint, GenerationDefaults, TokenizerFiles};
+use crate::checkpoint::{self, Checkpoint, DeclaredPooling, GenerationDefaults, TokenizerFiles};
 use crate::error::{LoadError, SubmitError};
 use crate::model::config::{Family, ModelConfig, NormRole, Projection};
 use crate::model::weights::WeightSource;
@@ -55,6 +55,8 @@ pub struct ModelFiles {
     pub embeds: bool,
     /// Tokens that end a text that is embedded.
     pub embedding_end: Vec<u32>,
+    /// What the checkpoint says of pooling.
+    pub pooling: DeclaredPooling,
     weights: Adapted<Weights>,
 }
 
@@ -165,6 +167,7 @@ impl ModelFiles {
             name: checkpoint.summary().path.display().to_string(),
             embeds: checkpoint.embeds(),
             embedding_end,
+            pooling: checkpoint.pooling().clone(),
             weights: Adapted::new(Weights::Checkpoint(Box::new(checkpoint))),
         })
     }
@@ -183,6 +186,7 @@ impl ModelFiles {
             name: format!("synthetic {name}"),
             embeds: false,
             embedding_end: Vec::new(),
+            pooling: DeclaredPooling::Nothing,
             weights: Adapted::new(Weights::Synthetic(SyntheticModel::new(config, SYNTHETIC_SEED)?)),
         })
     }

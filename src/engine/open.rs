@@ -21,6 +21,7 @@ use super::session::Session;
 use super::text_stream::TextStream;
 use crate::backend::select::DeviceName;
 use crate::backend::{Head, KvType};
+use crate::checkpoint::DeclaredPooling;
 use crate::error::{LoadError, RunError, SubmitError};
 use crate::model::activations::Reserve;
 use crate::model::config::ModelConfig;
@@ -176,6 +177,8 @@ pub struct LoadedModel {
     pub embeds: bool,
     /// Tokens that end a text that is embedded.
     pub embedding_end: Vec<u32>,
+    /// What the checkpoint says of pooling.
+    pub pooling: DeclaredPooling,
 }
 
 impl LoadedModel {
@@ -214,6 +217,7 @@ impl LoadedModel {
             name: files.name,
             embeds: files.embeds,
             embedding_end: files.embedding_end,
+            pooling: files.pooling,
         })
     }
 
@@ -274,25 +278,33 @@ impl LoadedModel {
     }
 
     /// The embeddings of texts, of length 1 each ([`Session::embed`]). Any model has them; those of
-    /// one that was not made for it say little.
+    /// one that was not made for it say little. `None` pools as the checkpoint says.
     ///
     /// ```no_run
-    /// use trine::engine::{LoadedModel, ModelOptions, Pooling};
+    /// use trine::engine::{LoadedModel, ModelOptions};
     ///
     /// let mut model = LoadedModel::open("models/bitnet-embedding-0.6b", &ModelOptions::default())?;
-    /// let found = model.embed_texts(&["a boat on a river", "a ship at sea"], Pooling::Last)?;
+    /// let found = model.embed_texts(&["a boat on a river", "a ship at sea"], None)?;
     /// let alike: f32 = found[0].iter().zip(&found[1]).map(|(a, b)| a * b).sum();
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
     /// # Errors
     ///
-    /// A text that is refused, before any work is done; a failure of the device.
+    /// A text that is refused, or a pooling of the checkpoint that is not implemented, before any work
+    /// is done; a failure of the device.
     pub fn embed_texts(
         &mut self,
         texts: &[impl AsRef<str>],
-        pooling: Pooling,
+        pooling: impl Into<Option<Pooling>>,
     ) -> Result<Vec<Vec<f32>>, RunError> {
+        let pooling = match pooling.into() {
+            Some(pooling) => pooling,
+            None => self.pooling.in_force().map_err(|_| {
+                let expected = "last, mean or cls, named by the caller";
+                SubmitError::invalid("pooling", expected, &self.pooling)
+            })?,
+        };
         let ids = texts
             .iter()
             .map(|text| self.embedding_ids(text.as_ref()))

@@ -195,7 +195,9 @@ impl Base {
 
     pub(crate) fn write(&self, folder: &Path) {
         let write = |name: &str, bytes: &[u8]| {
-            fs::write(folder.join(name), bytes).expect("a writable folder");
+            let path = folder.join(name);
+            fs::create_dir_all(path.parent().expect("a folder")).expect("a writable folder");
+            fs::write(path, bytes).expect("a writable folder");
         };
         write("config.json", self.config.to_string().as_bytes());
         if let Some(value) = &self.generation {

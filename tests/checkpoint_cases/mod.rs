@@ -5,6 +5,7 @@ pub(crate) mod container;
 pub(crate) mod gguf;
 pub(crate) mod lora;
 mod places;
+pub(crate) mod pooling;
 pub(crate) mod tensors;
 pub(crate) mod text;
 

@@ -104,11 +104,22 @@ pub(crate) fn fixture(name: &str) -> PathBuf {
 /// A copy of a folder, to be spoilt.
 pub(crate) fn copy(folder: &Path) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
+    copy_into(folder, copy.path());
+    copy
+}
+
+/// Copies what is in a folder into another.
+pub(crate) fn copy_into(folder: &Path, to: &Path) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let entry = entry.unwrap();
-        std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            std::fs::create_dir(&to).unwrap();
+            copy_into(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
     }
-    copy
 }
 
 /// The demo model as a folder.
