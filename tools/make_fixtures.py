@@ -78,7 +78,8 @@ def make(spec: Spec, folder: Path) -> None:
         tokenizer.write_tokenizer(folder, spec.vocab, spec.tokenizer)
         reference["tokenizer"] = tokenizer.tokenizer_cases(folder)
         if spec.tokenizer in tokenizer.EMBEDDING:
-            reference["embeddings"] = embeddings(oracle, folder, tokenizer.embedding_texts(folder))
+            wide = Oracle(folder, torch.float64)
+            reference["embeddings"] = embeddings(oracle, wide, tokenizer.embedding_texts(folder))
     if foreign:
         rename_as_published(folder, spec.config_style)
         getattr(config_styles, spec.config_style)(folder / "config.json")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Make the LoRA adapters of tests/fixtures, and what PEFT computes with them.
 
-    python tools/make_lora_fixtures.py [--out tests/fixtures]
+    python tools/make_lora_fixtures.py [--out tests/fixtures] [--only NAME ...]
 
 Each folder is an adapter as PEFT saves it, for a base that is another folder of tests/fixtures, and a
 reference.json as the bases have it: prompts far from rounding boundaries (tools/fixtures/clearance.py), with the
@@ -10,7 +10,10 @@ tools/requirements.txt. Same machine, same files, byte for byte.
 """
 
 import argparse
+import dataclasses
 import json
+import shutil
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,11 +22,15 @@ import numpy as np
 import peft
 import torch
 import transformers
+from fixtures import config_styles, tokenizer
+from fixtures.checkpoint import rename_as_published, write_checkpoint
 from fixtures.clearance import least
 from fixtures.oracle import Oracle
 from fixtures.prompts import Search
-from fixtures.reference import make_case, number
+from fixtures.reference import embeddings, make_case, number
+from fixtures.specs import SPECS as BASES
 from make_fixtures import compact_json
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parent.parent
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -42,6 +49,7 @@ class Spec:
     dtype: torch.dtype = torch.float32
     second: str | None = None  # another adapter of the same base, for cases with both
     merged: bool = False  # cases after merge_and_unload
+    embeds: bool = False  # vectors of texts
     strict: tuple[tuple[int, int], ...] = field(default=((24, 8), (8, 8)))
 
 
@@ -66,14 +74,37 @@ SPECS = [
             rank_pattern={"v_proj": 7, "layers.0.mlp.down_proj": 1}, alpha_pattern={"down_proj": 3},
         ),
     ),
+    Spec(
+        name="lora_1bitllm",
+        about="rank 8, alpha 16 on q, v, up and down of a model in the 1bitLLM form, which is also there as GGUF; merged",
+        seed=206, base="bitnet_1bitllm",
+        config=dict(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj", "up_proj", "down_proj"]),
+        merged=True, strict=((16, 6), (8, 8)),
+    ),
+    # The adapter is beside the layer that holds the norm, and reads what that layer reads: x before the norm.
+    Spec(
+        name="lora_qwen3",
+        about="rank 8, alpha 16 on all seven projections of an embedding model with a norm before each of them",
+        seed=204, base="qwen3_embedding", config=dict(r=8, lora_alpha=16, target_modules=ALL), embeds=True,
+        strict=((16, 6), (8, 6)),
+    ),
+    Spec(
+        name="lora_gemma3",
+        about="rank 8, alpha 16 on all seven projections of one with norms after attention and FFN, too; bf16",
+        seed=205, base="gemma3_embedding", config=dict(r=8, lora_alpha=16, target_modules=ALL), embeds=True,
+        dtype=torch.bfloat16, strict=((12, 5), (7, 6)),
+    ),
 ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "tests" / "fixtures", help="where the folders go")
+    parser.add_argument("--only", nargs="+", choices=[spec.name for spec in SPECS], help="some of them")
     args = parser.parse_args()
     for spec in SPECS:
+        if args.only and spec.name not in args.only:
+            continue
         make(spec, args.out)
         print(f"made {spec.name}", flush=True)
 
@@ -81,7 +112,29 @@ def main() -> None:
 def make(spec: Spec, out: Path) -> None:
     folder = out / spec.name
     folder.mkdir(parents=True, exist_ok=True)
-    write_adapter(spec, out / spec.base, folder)
+    with tempfile.TemporaryDirectory() as place:
+        bases = readable_bases(spec, out, Path(place))
+        make_in(spec, out, folder, bases)
+
+
+def readable_bases(spec: Spec, out: Path, place: Path) -> Path:
+    """The folder that the base is in, in a form that transformers reads."""
+    base = next(base for base in BASES if base.name == spec.base)
+    if base.config_style not in config_styles.FOREIGN:
+        return out
+    write_checkpoint(dataclasses.replace(base, config_style="as_written"), place / base.name)
+    # The same tensors as those of the fixture, under transformers' names.
+    check = place / "renamed"
+    shutil.copytree(place / base.name, check)
+    rename_as_published(check, base.config_style)
+    ours, fixtures = (load_file(folder / "model.safetensors") for folder in (check, out / base.name))
+    assert ours.keys() == fixtures.keys()
+    assert all(torch.equal(ours[name], fixtures[name]) for name in ours)
+    return place
+
+
+def make_in(spec: Spec, out: Path, folder: Path, bases: Path) -> None:
+    write_adapter(spec, bases / spec.base, folder)
     reference = {
         "about": spec.about,
         "made_with": {
@@ -89,13 +142,20 @@ def make(spec: Spec, out: Path) -> None:
             "transformers": transformers.__version__,
             "peft": peft.__version__,
         },
-        "cases": cases(spec, out, 1, lambda model: adapted(model, [folder])),
+        "cases": cases(spec, bases, 1, lambda model: adapted(model, [folder])),
     }
+    if spec.embeds:
+        oracle, wide = (
+            Oracle(bases / spec.base, dtype, lambda model: adapted(model, [folder]))
+            for dtype in (torch.float32, torch.float64)
+        )
+        texts = tokenizer.embedding_texts(out / spec.base)
+        reference["embeddings"] = embeddings(oracle, wide, texts)
     if spec.second:
         both = [folder, out / spec.second]
-        reference["both"] = cases(spec, out, 2, lambda model: adapted(model, both))
+        reference["both"] = cases(spec, bases, 2, lambda model: adapted(model, both))
     if spec.merged:
-        reference["merged"] = cases(spec, out, 3, lambda model: merged(model, folder))
+        reference["merged"] = cases(spec, bases, 3, lambda model: merged(model, folder))
     lists = {key: value for key, value in reference.items() if isinstance(value, list)}
     text = compact_json({**{k: v for k, v in reference.items() if k not in lists}, "cases": lists.pop("cases")})
     for key, value in lists.items():
@@ -166,8 +226,8 @@ def merged(model: torch.nn.Module, folder: Path) -> torch.nn.Module:
     return wrapped.merge_and_unload().eval()
 
 
-def cases(spec: Spec, out: Path, kind: int, wrap) -> list[dict]:
-    base = out / spec.base
+def cases(spec: Spec, bases: Path, kind: int, wrap) -> list[dict]:
+    base = bases / spec.base
     oracle, wide = (Oracle(base, dtype, wrap) for dtype in (torch.float32, torch.float64))
     plain = Oracle(base)
     result = []

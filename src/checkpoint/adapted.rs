@@ -145,8 +145,20 @@ impl<S: WeightSource> Merged<S> {
     /// # Errors
     ///
     /// A sentence that names the first projection that an adapter changes and that has no master
-    /// weights: ternary weights have no room for what an adapter adds.
+    /// weights: ternary weights have no room for what an adapter adds. Nor have weights behind a norm
+    /// that the adapter comes before.
     pub fn new(adapted: Adapted<S>) -> Result<Self, LoadError> {
+        let row = adapted.config().family.row();
+        if let Some(adapter) = adapted.adapters().first().filter(|_| row.projection_norms) {
+            // PEFT's merge_and_unload does it all the same, and the model then answers something else.
+            return Err(LoadError::unsupported(
+                adapter.folder(),
+                "merging",
+                format!("a base with a norm inside its projections, {},", row.name),
+                "bases without; the adapter reads what that norm reads, so no weights behind it do the \
+                 same: --lora applies it when the model runs",
+            ));
+        }
         for adapter in adapted.adapters() {
             for (projection, name) in PROJECTIONS {
                 for layer in 0..adapted.config().layers {
@@ -158,8 +170,8 @@ impl<S: WeightSource> Merged<S> {
                             format!(
                                 "a base without float master weights of {name} in layer {layer}"
                             ),
-                            "a folder with float master weights; an adapter of any other base is \
-                             applied when the model runs, by --lora",
+                            "a folder or a GGUF file with float master weights; an adapter of any \
+                             other base is applied when the model runs, by --lora",
                         ));
                     }
                 }

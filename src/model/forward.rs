@@ -99,13 +99,14 @@ impl<B: Backend> Step<'_, B> {
             input: &a.attended,
             norm: self.optional_norm(&layer.output.norm),
             quantized: &mut a.attended_quantized,
-            normed: input_of(&layer.output, a.adapter.as_mut()),
+            normed: input_of(&layer.output, a.adapter.as_mut()).filter(|_| !self.norms_inside()),
         })?;
         self.add_to_residual(
             r,
             AddToResidual {
                 linear: &layer.output,
                 input: &a.attended_quantized,
+                unquantized: Some(&a.attended).filter(|_| self.norms_inside()),
                 norm: layer.post_attention_norm.as_ref(),
                 unnormed: a.unnormed.as_mut(),
                 adapter: a.adapter.as_mut(),
@@ -134,20 +135,30 @@ impl<B: Backend> Step<'_, B> {
                 stride: 2 * self.config.ffn,
             },
         )?;
+        let (rows, width) = (self.key.tokens, self.config.ffn);
+        let norm = self.optional_norm(&layer.down.norm);
+        // Adapters read what the norm reads, which then is an op of its own.
+        let apart = self.norms_inside() && !layer.down.adapters.is_empty();
         r.gate_norm_quantize(GateNormQuantize {
-            rows: self.key.tokens,
-            width: self.config.ffn,
+            rows,
+            width,
             gate_up: &a.gate_up,
             activation: self.config.activation,
-            norm: self.optional_norm(&layer.down.norm),
+            norm: norm.filter(|_| !apart),
             quantized: &mut a.gated,
             normed: input_of(&layer.down, a.adapter.as_mut()),
         })?;
+        if let Some(AdapterRows { input, .. }) = a.adapter.as_ref().filter(|_| apart) {
+            let (norm, quantized) = (self.optional_norm(&layer.down.norm), &mut a.gated);
+            let normed = None;
+            r.rms_norm_quantize(RmsNormQuantize { rows, width, input, norm, quantized, normed })?;
+        }
         self.add_to_residual(
             r,
             AddToResidual {
                 linear: &layer.down,
                 input: &a.gated,
+                unquantized: None,
                 norm: layer.post_ffn_norm.as_ref(),
                 unnormed: a.unnormed.as_mut(),
                 adapter: a.adapter.as_mut(),
@@ -189,7 +200,7 @@ impl<B: Backend> Step<'_, B> {
                 input,
                 norm: Some(self.norm(gain)),
                 quantized,
-                normed: input_of(linear, adapter.as_deref_mut()),
+                normed: input_of(linear, adapter.as_deref_mut()).filter(|_| normed.is_none()),
             })?;
             r.ternary_matmul(TernaryMatmul {
                 rows,
@@ -202,21 +213,30 @@ impl<B: Backend> Step<'_, B> {
                 column: linear.column,
                 epilogue: Epilogue::Store,
             })?;
-            self.adapt(r, linear, adapter.as_deref_mut(), output, stride)?;
+            self.adapt(r, linear, adapter.as_deref_mut(), normed.as_deref(), output, stride)?;
         }
         Ok(())
     }
 
-    /// Adds what the adapters of a linear add; its input is in `rows`.
+    /// Whether each projection has a norm of its own. It is part of the layer that PEFT puts an adapter
+    /// beside, so that the adapter reads what the norm reads; a norm between layers, such as the
+    /// sub-norms of 2B4T, comes before the adapter.
+    fn norms_inside(&self) -> bool {
+        self.config.family.row().projection_norms
+    }
+
+    /// Adds what the adapters of a linear add; its input is `input`, or what is in `rows`.
     fn adapt(
         &self,
         r: &mut B::Recorder<'_>,
         linear: &Linear<B>,
         rows: Option<&mut AdapterRows<B>>,
+        input: Option<&B::Buffer<f32>>,
         output: &mut B::Buffer<f32>,
         stride: usize,
     ) -> Result<(), RunError> {
-        let Some(AdapterRows { input, inner }) = rows else { return Ok(()) };
+        let Some(AdapterRows { input: own, inner }) = rows else { return Ok(()) };
+        let input = input.unwrap_or(own);
         for adapter in &linear.adapters {
             r.low_rank(LowRank {
                 rows: self.key.tokens,
@@ -241,7 +261,7 @@ impl<B: Backend> Step<'_, B> {
         r: &mut B::Recorder<'_>,
         add: AddToResidual<'_, B>,
     ) -> Result<(), RunError> {
-        let AddToResidual { linear, input, norm, unnormed, adapter, residual } = add;
+        let AddToResidual { linear, input, unquantized, norm, unnormed, adapter, residual } = add;
         let (rows, hidden) = (self.key.tokens, self.config.hidden);
         let product = |r: &mut B::Recorder<'_>, output: &mut B::Buffer<f32>, epilogue| {
             r.ternary_matmul(TernaryMatmul {
@@ -255,7 +275,7 @@ impl<B: Backend> Step<'_, B> {
                 column: 0,
                 epilogue,
             })?;
-            self.adapt(r, linear, adapter, output, hidden)
+            self.adapt(r, linear, adapter, unquantized, output, hidden)
         };
         let Some((gain, unnormed)) = norm.zip(unnormed) else {
             return product(r, residual, Epilogue::Add);
@@ -372,6 +392,8 @@ struct AddToResidual<'p, B: Backend> {
     linear: &'p Linear<B>,
     /// Its input.
     input: &'p Quantized<B>,
+    /// What its adapters read, where that is not what was put aside for them.
+    unquantized: Option<&'p B::Buffer<f32>>,
     /// Gain of the norm of what it answers, in families that norm it.
     norm: Option<&'p B::Buffer<f32>>,
     /// `[T, hidden]` what it answers, where that is normed.

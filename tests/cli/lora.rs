@@ -88,6 +88,83 @@ fn convert_merges_adapters_into_master_weights() {
     assert!(!other.exists());
 }
 
+/// The same base as GGUF, merged: the same bytes as from its folder, in either form.
+#[test]
+fn convert_merges_adapters_into_master_weights_of_gguf_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let [hf, gguf] = ["bitnet_1bitllm", "gguf/bitnet_1bitllm.f16.gguf"].map(|base| {
+        let out = folder.path().join(base.replace('/', "_"));
+        let merge = "--type hf --merge tests/fixtures/lora_1bitllm";
+        line(&format!("convert tests/fixtures/{base} {} {merge}", out.display())).good();
+        expect(&case("lora_1bitllm", "merged"), &format!("--model {}", out.display()));
+        std::fs::read(out.join("model.safetensors")).unwrap()
+    });
+    assert!(hf == gguf, "{} and {} bytes", hf.len(), gguf.len());
+
+    // Ternary floats are not masters.
+    let other = folder.path().join("other");
+    let base = "tests/fixtures/gguf/bitnet_silu.scales.gguf";
+    let merge = "--type hf --merge tests/fixtures/lora_packed";
+    line(&format!("convert {base} {} {merge}", other.display())).refused(&[
+        "lora_packed",
+        "without float master weights of self_attn.q_proj in layer 0",
+        "a folder or a GGUF file with float master weights",
+    ]);
+}
+
+/// Where the norm is part of the projection, an adapter comes before it, and cannot be merged.
+#[test]
+fn adapters_of_embedding_models() {
+    for (base, adapter) in [("qwen3_embedding", "lora_qwen3"), ("gemma3_embedding", "lora_gemma3")]
+    {
+        let text = std::fs::read_to_string(fixture(adapter).join("reference.json")).unwrap();
+        let cases = &parsed(&text)["embeddings"];
+        let cases = cases.as_array().unwrap();
+        let texts: Vec<&str> = cases.iter().map(|case| case["text"].as_str().unwrap()).collect();
+        let vectors = |pooling: &str, lora: &[&str]| -> Vec<Vec<f64>> {
+            let (base, lora) = (fixture(base), lora.iter().copied());
+            let flags = ["embed", "-m", base.to_str().unwrap(), "--pooling", pooling, "--device"];
+            let flags = flags.into_iter().chain(["cpu", "--kv", "f32", "--json"]).chain(lora);
+            let found = trine(flags.chain(texts.iter().copied())).good();
+            let vector = |line: &str| {
+                let numbers = parsed(line)["embedding"].clone();
+                numbers.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+            };
+            found.lines().map(vector).collect()
+        };
+        let furthest = |found: &[Vec<f64>], pooling: &str| {
+            let mut worst = 0.0f64;
+            for (found, case) in found.iter().zip(cases) {
+                let expected = case[pooling].as_array().unwrap();
+                assert_eq!(found.len(), expected.len());
+                for (found, expected) in found.iter().zip(expected) {
+                    worst = worst.max((found - expected.as_f64().unwrap()).abs());
+                }
+            }
+            worst
+        };
+        let adapter = fixture(adapter);
+        let adapter = adapter.to_str().unwrap();
+        for pooling in ["last", "mean"] {
+            let found = vectors(pooling, &["--lora", adapter]);
+            let worst = furthest(&found, pooling);
+            assert!(worst < 1e-3, "{adapter}, {pooling}: {worst}");
+            let without = furthest(&vectors(pooling, &[]), pooling);
+            assert!(without > 0.01, "{adapter} changes nothing: {without}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out");
+        let base = fixture(base);
+        let merge = format!("--type hf --merge {adapter}");
+        line(&format!("convert {} {} {merge}", base.display(), out.display())).refused(&[
+            "merging",
+            "a norm inside its projections",
+            "--lora",
+        ]);
+        assert!(!out.exists());
+    }
+}
+
 /// A base that is not on this machine is named, one that is another is told.
 #[test]
 fn a_base_that_is_not_there_is_named() {

@@ -16,7 +16,7 @@ use crate::checkpoint::safetensors::shape_text;
 use crate::error::LoadError;
 use crate::model::config::{ModelConfig, NormRole, Projection};
 use crate::model::weights::WeightSource;
-use crate::tensor::HostTable;
+use crate::tensor::{FloatType, HostTable, SharedBytes};
 use crate::ternary::TernaryRows;
 
 /// The projections of a layer and their names in it, in the order of the enum.
@@ -379,6 +379,34 @@ impl Matrix {
         })
     }
 
+    /// The float weights, all of them checked, where they are masters. None of an architecture that has
+    /// masters interleaves its rows; one that did would have none here.
+    fn master(&self) -> Result<Option<HostTable>, LoadError> {
+        let Layout::Master { kind, .. } = self.layout else { return Ok(None) };
+        if self.interleaved.is_some() {
+            return Ok(None);
+        }
+        let (rows, cols, bytes) = (self.rows, self.cols, &self.tensor.bytes);
+        let (scale, layout) = (self.scale, self.layout);
+        if let Some(fault) = (StoredRows { rows, cols, scale, layout, bytes }).check() {
+            return Err(self.fault(fault));
+        }
+        let (float, bytes) = match float(kind) {
+            Some(float) => (float, bytes.clone()),
+            // Blocks become f32, which holds their values exactly.
+            None => {
+                let mut values = vec![0.0; cols];
+                let mut wide = Vec::with_capacity(rows * cols * 4);
+                for row in bytes.chunks_exact(row_bytes(kind, cols).unwrap_or(1)) {
+                    dequantize(kind, row, &mut values);
+                    wide.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+                }
+                (FloatType::F32, SharedBytes::new(wide))
+            }
+        };
+        Ok(Some(HostTable { rows, cols, float, bytes }))
+    }
+
     /// Refuses a down projection whose blocks seem to be those that bitnet.cpp writes on ARM.
     fn refuse_blocks_of_64(
         &self,
@@ -463,6 +491,10 @@ impl WeightSource for GgufWeights {
         projection: Projection,
     ) -> Result<Box<dyn TernaryRows + '_>, LoadError> {
         self.layers[layer][projection as usize].rows()
+    }
+
+    fn master(&self, layer: usize, projection: Projection) -> Result<Option<HostTable>, LoadError> {
+        self.layers[layer][projection as usize].master()
     }
 
     fn norm(&self, role: NormRole) -> Result<Vec<f32>, LoadError> {

@@ -4,8 +4,10 @@
 //!
 //! An adapter adds `scale · B A x` to what a projection answers, with `x` the projection's input
 //! before quantisation; `A` is `[rank, in]`, `B` is `[out, rank]`, and the scale is `alpha / rank`,
-//! or `alpha / √rank` where the config says `use_rslora`. What is not plain LoRA is refused: an
-//! adapter that is applied in part answers text that looks right.
+//! or `alpha / √rank` where the config says `use_rslora`. Where a norm is part of the projection, as
+//! in BitNet-embedding, `x` is what the norm reads: PEFT puts the adapter beside the whole layer
+//! (`peft/tuners/lora/layer.py`, `Linear.forward`). What is not plain LoRA is refused: an adapter that
+//! is applied in part answers text that looks right.
 
 mod config;
 
@@ -204,12 +206,6 @@ impl Adapter {
     ///
     /// A sentence that names the tensor.
     pub fn check(&self, config: &ModelConfig) -> Result<(), LoadError> {
-        let row = config.family.row();
-        if row.projection_norms {
-            // PEFT's input would be the one in front of that norm, and nothing says who trains so.
-            let supported = "models without a norm inside their projections";
-            return Err(LoadError::unsupported(&self.folder, "adapter", row.name, supported));
-        }
         for (&(layer, projection), pair) in &self.modules {
             if layer >= config.layers {
                 let expected = format!("a layer below {}, those of the base", config.layers);
