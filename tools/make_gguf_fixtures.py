@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Type
-from gguf import GGUFWriter, quants
+from gguf import GGUFWriter, PoolingType, quants
 from safetensors import safe_open
 from transformers.integrations.bitnet import unpack_weights
 
@@ -138,6 +138,30 @@ def as_master(writer: GGUFWriter, linear: Linear) -> None:
     writer.add_tensor(f"{linear.name}.weight", linear.master)
 
 
+def as_bf16_master(writer: GGUFWriter, linear: Linear) -> None:
+    data = quants.quantize(linear.master, Type.BF16)
+    assert (quants.dequantize(data, Type.BF16) == linear.master).all(), f"{linear.name} is exact"
+    writer.add_tensor(f"{linear.name}.weight", data, raw_dtype=Type.BF16)
+
+
+def as_f16_master(writer: GGUFWriter, linear: Linear) -> None:
+    data = linear.master.astype(np.float16)
+    assert (data == linear.master).all(), f"{linear.name} is exact"
+    writer.add_tensor(f"{linear.name}.weight", data)
+
+
+def as_q8_0_master(writer: GGUFWriter, linear: Linear) -> None:
+    """Blocks whose d is the power of two that all weights are multiples of. `quants.quantize` takes the largest / 127."""
+    step = 2.0 ** np.ceil(np.log2(np.abs(linear.master).max() / 127))
+    codes = (linear.master / step).reshape(-1, 32)
+    data = np.empty((len(codes), 34), np.uint8)
+    data[:, :2] = np.array([step], "<f2").view(np.uint8)
+    data[:, 2:] = codes.astype(np.int8).view(np.uint8)
+    data = data.reshape(len(linear.master), -1)
+    assert (quants.dequantize(data, Type.Q8_0) == linear.master).all(), f"{linear.name} is exact"
+    writer.add_tensor(f"{linear.name}.weight", data, raw_dtype=Type.Q8_0)
+
+
 @dataclass
 class File:
     """One GGUF file: a folder of tests/fixtures, and how its tensors are stored."""
@@ -149,6 +173,7 @@ class File:
     table: Type = Type.BF16
     head_twice: bool = False
     keys: dict[str, str] = field(default_factory=dict)  # besides the usual ones
+    pooling: PoolingType | None = None
 
 
 FILES = [
@@ -162,11 +187,15 @@ FILES = [
     File("llama_master_f16", "mixed", "llama", as_i2_s_or_f32, Type.F16),
     # What llama.cpp's converter made of 1bitLLM's masters; SiLU by the architecture.
     File("bitnet_1bitllm", "f16", "bitnet", as_master, Type.F16),
+    # The same masters in three types.
+    File("bitnet_master_exact", "bf16", "bitnet", as_bf16_master),
+    File("bitnet_master_exact", "f16", "bitnet", as_f16_master),
+    File("bitnet_master_exact", "q8_0", "bitnet", as_q8_0_master),
     # -1, 0 and 1 with the scale in a tensor of its own.
     File("bitnet_silu", "scales", "bitnet", with_separate_scale),
     File("bitnet_ties", "q8_0", "bitnet-b1.58", as_q8_0_or_f16, Type.F32),
     # BitNet-embedding 0.6B: a norm before each projection.
-    File("qwen3_embedding", "scales", "qwen3", with_separate_scale),
+    File("qwen3_embedding", "scales", "qwen3", with_separate_scale, pooling=PoolingType.MEAN),
 ]
 
 
@@ -213,6 +242,8 @@ def write_model(file: File, path: Path) -> None:
     add_config(writer, config)
     for key, value in file.keys.items():
         writer.add_string(f"{file.arch}.{key}", value)
+    if file.pooling is not None:
+        writer.add_pooling_type(file.pooling)
 
     add_table(writer, "token_embd.weight", folder.tensors["embed_tokens.weight"], file.table)
     for layer in range(config["num_hidden_layers"]):
