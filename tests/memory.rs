@@ -221,6 +221,158 @@ fn heap_of<T>(work: impl FnOnce() -> T) -> usize {
     PEAK.load(Relaxed) - before
 }
 
+/// A GGUF file of metadata alone.
+fn metadata(keys: &[(&str, Vec<u8>)]) -> Vec<u8> {
+    let mut bytes = b"GGUF\x03\0\0\0".to_vec();
+    bytes.extend([0u64.to_le_bytes(), (keys.len() as u64).to_le_bytes()].concat());
+    for (key, value) in keys {
+        bytes.extend((key.len() as u64).to_le_bytes());
+        bytes.extend([key.as_bytes(), value].concat());
+    }
+    bytes
+}
+
+fn string(text: &str) -> Vec<u8> {
+    [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat()
+}
+
+fn text_value(text: &str) -> Vec<u8> {
+    [8u32.to_le_bytes().to_vec(), string(text)].concat()
+}
+
+/// The head of an array of strings that says how many there are.
+fn strings_value(count: u64) -> Vec<u8> {
+    [&9u32.to_le_bytes()[..], &8u32.to_le_bytes(), &count.to_le_bytes()].concat()
+}
+
+/// A tokenizer in a GGUF file takes no more than 64 MB and 24 bytes for each of the vocabulary's, and
+/// what claims more than there is, or has what no vocabulary has, 64 MB.
+#[test]
+fn tokenizers_of_gguf_files_take_what_they_justify() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("t.gguf");
+    let open = || {
+        let files = checkpoint::open_tokenizer(&path)?;
+        files.tokenizer().map(|tokenizer| tokenizer.expect("one"))
+    };
+    let byte_level = |tokens: Vec<u8>, merges: Vec<u8>| {
+        metadata(&[
+            ("general.architecture", text_value("bitnet")),
+            ("tokenizer.ggml.model", text_value("gpt2")),
+            ("tokenizer.ggml.pre", text_value("llama-bpe")),
+            ("tokenizer.ggml.merges", merges),
+            ("tokenizer.ggml.tokens", tokens),
+        ])
+    };
+
+    // As large as Llama 3's, its tokens as short as they can be: 256 letters, all pairs of them, and
+    // pairs of a pair and a letter, each made by one merge.
+    let letters: Vec<char> = ('\u{100}'..).take(256).collect();
+    let mut texts: Vec<String> = letters.iter().map(char::to_string).collect();
+    let mut merges = Vec::new();
+    for count in [65_536, 62_464] {
+        let before = texts[texts.len() - count / 256..].to_vec();
+        for (a, b) in before.iter().flat_map(|a| letters.iter().map(move |b| (a, b))) {
+            merges.push(format!("{a} {b}"));
+            texts.push(format!("{a}{b}"));
+        }
+    }
+    let all = |texts: &[String]| {
+        let items = texts.iter().flat_map(|text| string(text));
+        strings_value(texts.len() as u64).into_iter().chain(items).collect::<Vec<u8>>()
+    };
+    let bytes = byte_level(all(&texts), all(&merges));
+    std::fs::write(&path, &bytes).expect("written");
+    let peak = heap_of(|| {
+        let tokenizer = open().expect("a tokenizer");
+        assert_eq!(tokenizer.vocabulary_size(), texts.len());
+        tokenizer
+    });
+    let limit = 64_000_000 + 24 * bytes.len();
+    println!("{} tokens in {} B: {peak} B, limit {limit} B", texts.len(), bytes.len());
+    assert!(peak <= limit, "{peak} B for {} B of vocabulary, the limit is {limit} B", bytes.len());
+    assert!(peak >= bytes.len(), "{peak} B: was it measured?");
+
+    // What cannot be is refused before anything is made of it. The rest of each file is zeros.
+    let empty = || strings_value(0);
+    let one = [strings_value(1), string("a")].concat();
+    let million = |text: &str| [strings_value(1_000_000), string(text).repeat(1_000_000)].concat();
+    let sized = |bytes: Vec<u8>, length: u64| (bytes, length);
+    for (what, (bytes, length), expected) in [
+        (
+            "a token more than there may be",
+            sized(byte_level(strings_value((1 << 24) + 1), empty()), 135 << 20),
+            "tokenizer.ggml.tokens: expected up to 16777216 tokens",
+        ),
+        (
+            "12 billion tokens",
+            sized(byte_level(strings_value(12 << 30), empty()), 100 << 30),
+            "tokenizer.ggml.tokens: length: 12884901888 is not supported",
+        ),
+        (
+            "a million merges of one token",
+            sized(byte_level(one.clone(), million("a a")), 0),
+            "tokenizer.ggml.merges: expected at most 16 for each of the 1 tokens",
+        ),
+        (
+            "a million tokens that are the same",
+            sized(byte_level(million("a"), empty()), 0),
+            "expected tokens that differ",
+        ),
+        (
+            "a token of a gigabyte",
+            sized(
+                byte_level(
+                    [strings_value(1), (1u64 << 30).to_le_bytes().to_vec()].concat(),
+                    empty(),
+                ),
+                1 << 31,
+            ),
+            "tokenizer.ggml.tokens[0]: expected at most 16777216 bytes of text",
+        ),
+        (
+            "a template of ten gigabytes",
+            sized(
+                metadata(&[
+                    ("tokenizer.ggml.model", text_value("gpt2")),
+                    (
+                        "tokenizer.chat_template",
+                        [&8u32.to_le_bytes()[..], &(10u64 << 30).to_le_bytes()].concat(),
+                    ),
+                ]),
+                11 << 30,
+            ),
+            "tokenizer.chat_template: expected at most 16777216 bytes of text",
+        ),
+        (
+            "a kind of tokenizer with a name of a gigabyte",
+            sized(
+                metadata(&[(
+                    "tokenizer.ggml.model",
+                    [&8u32.to_le_bytes()[..], &(1u64 << 30).to_le_bytes()].concat(),
+                )]),
+                1 << 31,
+            ),
+            "tokenizer.ggml.model: expected at most 16777216 bytes of text",
+        ),
+    ] {
+        let mut file = File::create(&path).expect("created");
+        file.write_all(&bytes).expect("written");
+        let length = length.max(bytes.len() as u64);
+        file.set_len(length).expect("a sparse file");
+        let ((heap, error), peak) = peak_of(|| {
+            let mut error = String::new();
+            let heap = heap_of(|| error = open().expect_err(what).to_string());
+            (heap, error)
+        });
+        assert!(error.contains(expected), "{what}: {error}");
+        // Some of these have a vocabulary of megabytes.
+        let limit = 64_000_000 + 4 * bytes.len();
+        assert!(heap <= limit && peak <= limit, "{what}: {heap} B, {peak} B");
+    }
+}
+
 /// A kilobyte that claims gigabytes, a template or tokenizer that multiplies, a file of 100 GB of
 /// zeros: none makes its reader take more than 64 MB.
 #[test]

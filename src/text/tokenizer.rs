@@ -28,7 +28,7 @@ use crate::error::{LoadError, SubmitError};
 
 /// Ids from here on are refused. The largest vocabularies in use are below 2²⁰, and tables of
 /// logits are as long as the largest id.
-pub(super) const MAX_VOCABULARY: u32 = 1 << 24;
+pub(crate) const MAX_VOCABULARY: u32 = 1 << 24;
 
 /// White space in a row that is accepted. A split expression such as Llama 3's backtracks over such
 /// a run; after a million steps the expression library gives up, the `tokenizers` crate takes

@@ -219,7 +219,8 @@ impl Vocabulary<'_> {
             let expected = format!("up to {MAX_VOCABULARY} tokens");
             return Err(LoadError::invalid(file, "vocabulary", expected, found));
         }
-        let mut ids = HashMap::with_capacity(self.tokens.len());
+        let filled = self.tokens.iter().filter(|token| !token.text.is_empty()).count();
+        let mut ids = HashMap::with_capacity(filled);
         for (id, token) in self.tokens.iter().enumerate() {
             if token.text.is_empty() {
                 continue;

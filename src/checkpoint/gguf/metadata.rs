@@ -9,12 +9,17 @@ use std::ops::{Range, RangeInclusive};
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::checkpoint::files::TEXT_LIMIT;
 use crate::checkpoint::json::quote;
 use crate::error::LoadError;
 use crate::tensor::SharedBytes;
 
 /// The most keys that a file may have; published ones have below 100.
 const MAX_KEYS: u64 = 1 << 16;
+
+/// The most strings that an array may have: a vocabulary has below 2²⁰, its merges not many more, and
+/// each is walked over when a file is opened.
+const MAX_STRINGS: u64 = 1 << 26;
 
 /// How deep arrays may be nested: an array of arrays is 2. Published files have 1.
 const MAX_DEPTH: usize = 4;
@@ -285,7 +290,8 @@ impl Reader<'_> {
                 // An item that is an array has its type and its length.
                 let least =
                     item.size().unwrap_or(if item == ValueType::String { 8 } else { 4 + 8 });
-                let count = self.count(&format!("{field}: length"), u64::MAX, least)?;
+                let most = if item == ValueType::String { MAX_STRINGS } else { u64::MAX };
+                let count = self.count(&format!("{field}: length"), most, least)?;
                 match item.size() {
                     Some(size) => {
                         let range = self.take(count * size as u64, field)?;
@@ -395,6 +401,10 @@ impl Metadata {
     }
 
     fn text<'a>(&self, field: String, bytes: &'a [u8]) -> Result<&'a str, LoadError> {
+        if bytes.len() as u64 > TEXT_LIMIT {
+            let (expected, found) = (format!("at most {TEXT_LIMIT} bytes of text"), bytes.len());
+            return Err(LoadError::invalid(&self.file, field, expected, format!("{found}")));
+        }
         std::str::from_utf8(bytes).map_err(|e| {
             let at = e.valid_up_to();
             let found = format!("byte 0x{:02x} at offset {at} of the string", bytes[at]);

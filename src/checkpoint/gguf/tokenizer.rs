@@ -19,7 +19,7 @@ use crate::checkpoint::generation_config::GenerationDefaults;
 use crate::checkpoint::tokenizer_files::TokenizerFiles;
 use crate::error::LoadError;
 use crate::text::split::{self, Split};
-use crate::text::tokenizer::{Tokenizer, TokenizerOptions};
+use crate::text::tokenizer::{MAX_VOCABULARY, Tokenizer, TokenizerOptions};
 use crate::text::vocabulary::{Alphabet, Merges, TokenEntry, TokenKind, Vocabulary};
 
 const MODEL: &str = "tokenizer.ggml.model";
@@ -33,6 +33,9 @@ const TEMPLATE: &str = "tokenizer.chat_template";
 
 /// Architectures of BitNet 2B4T.
 const BITNET_2B4T: [&str; 2] = ["bitnet-25", "bitnet-b1.58"];
+
+/// Merges that a vocabulary may have for each of its tokens; published ones have up to 3.
+const MERGES_PER_TOKEN: usize = 16;
 
 /// What only the made-up template says.
 const MADE_UP: &str = "BITNETAssistant";
@@ -137,6 +140,9 @@ impl Scan {
         let tokens = metadata.strings(TOKENS)?;
         let tokens = tokens.ok_or_else(|| metadata.wrong(TOKENS, "an array of strings"))?;
         let count = tokens.len();
+        if count > MAX_VOCABULARY as usize {
+            return Err(metadata.wrong(TOKENS, format!("up to {MAX_VOCABULARY} tokens")));
+        }
         let (mut begin, mut end_of_turn) = (false, false);
         let mut bytes = [false; 256];
         for token in tokens {
@@ -358,6 +364,11 @@ impl GgufTokenizer {
         let metadata = &*self.metadata;
         let merges = metadata.strings(MERGES)?;
         let merges = merges.ok_or_else(|| metadata.wrong(MERGES, "an array of strings"))?;
+        let tokens = metadata.strings(TOKENS)?.map_or(0, |tokens| tokens.len());
+        if merges.len() > MERGES_PER_TOKEN * tokens {
+            let expected = format!("at most {MERGES_PER_TOKEN} for each of the {tokens} tokens");
+            return Err(metadata.wrong(MERGES, expected));
+        }
         merges
             .enumerate()
             .map(|(index, merge)| {
