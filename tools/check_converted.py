@@ -40,6 +40,10 @@ NORMS = {
     "self_attn.attn_sub_norm": "attn_sub_norm",
     "post_attention_layernorm": "ffn_norm",
     "mlp.ffn_sub_norm": "ffn_sub_norm",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    # bitnet.cpp's names, of its embedding models (utils/convert-bitnet-embedding-to-gguf.py).
+    **{f"{part}.rms_norm": f"{name}_norm_in" for part, name in PROJECTIONS.items()},
 }
 
 
@@ -69,6 +73,10 @@ class Model:
     @property
     def llama(self) -> bool:
         return self.config["model_type"] == "llama"
+
+    @property
+    def arch(self) -> str:
+        return {"llama": "llama", "bitnet": "bitnet-b1.58", "qwen3": "qwen3"}[self.config["model_type"]]
 
     @property
     def head_dim(self) -> int:
@@ -107,7 +115,12 @@ def read_folder(folder: Path) -> Model:
     tensors = {}
     for file in sorted(files):
         tensors |= read_safetensors(folder / file)
-    quantization = config["quantization_config"]
+    # The published embedding models have no such object, no prefix, and another name for one norm.
+    quantization = config.get("quantization_config", {"linear_class": "autobitlinear", "quantization_mode": "online"})
+    tensors = {
+        (name if name.startswith(("model.", "lm_head.")) else f"model.{name}").replace("_proj.norm.", "_proj.rms_norm."): tensor
+        for name, tensor in tensors.items()
+    }
     divides = quantization.get("linear_class", "bitlinear") == "bitlinear"
     model = Model(config, {}, {}, {})
     for name, (dtype, array) in tensors.items():
@@ -130,8 +143,11 @@ def read_folder(folder: Path) -> Model:
     return model
 
 
-def make(folder: Path, seed: int, *, llama: bool, form: str, dtype: str, tied: bool, layers: int = 2) -> None:
-    """A random checkpoint whose matrices fit every type. `form`: bitlinear, autobitlinear or master."""
+def make(
+    folder: Path, seed: int, *, form: str, dtype: str, tied: bool, llama: bool = False, qwen: bool = False, layers: int = 2
+) -> None:
+    """A random checkpoint whose matrices fit every type. `form`: bitlinear, autobitlinear or master. A Qwen3 has the
+    form in which the embedding models are published, and what sentence-transformers puts beside."""
     rng = np.random.default_rng(seed)
     hidden, ffn, heads, kv, dim, vocab = 512, 768, 4, 2, 128, 1024
     shapes = {
@@ -163,7 +179,10 @@ def make(folder: Path, seed: int, *, llama: bool, form: str, dtype: str, tied: b
     for layer in range(layers):
         at = f"model.layers.{layer}."
         widths = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
-        if not llama:
+        if qwen:
+            widths |= {"self_attn.q_norm": dim, "self_attn.k_norm": dim}
+            widths |= {f"{part}.norm": cols for part, (_, cols) in shapes.items()}
+        elif not llama:
             widths |= {"self_attn.attn_sub_norm": heads * dim, "mlp.ffn_sub_norm": ffn}
         for norm, width in widths.items():
             put(f"{at}{norm}.weight", rng.standard_normal(width) + 1)
@@ -200,6 +219,20 @@ def make(folder: Path, seed: int, *, llama: bool, form: str, dtype: str, tied: b
         "quantization_config": quantization,
     }
     folder.mkdir(parents=True)
+    if qwen:
+        assert form == "master" and tied
+        del config["quantization_config"]
+        config |= {"architectures": ["Qwen3Model"], "model_type": "qwen3", "head_dim": dim, "hidden_act": "silu"}
+        tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+        classes = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+        modules = [
+            {"idx": idx, "name": str(idx), "path": path, "type": f"sentence_transformers.models.{name}"}
+            for idx, (path, name) in enumerate(classes.items())
+        ]
+        (folder / "modules.json").write_text(json.dumps(modules, indent=2))
+        (folder / "1_Pooling").mkdir()
+        pooling = {"word_embedding_dimension": hidden, "pooling_mode_mean_tokens": False, "pooling_mode_lasttoken": True}
+        (folder / "1_Pooling/config.json").write_text(json.dumps(pooling))
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     for name, (kind, array) in tensors.items():
@@ -352,10 +385,11 @@ class Check:
 
     def all(self) -> None:
         models = {
-            "bitnet": dict(llama=False, form="autobitlinear", dtype="BF16", tied=True),
-            "bitnet-master": dict(llama=False, form="master", dtype="F32", tied=False),
+            "bitnet": dict(form="autobitlinear", dtype="BF16", tied=True),
+            "bitnet-master": dict(form="master", dtype="F32", tied=False),
             "llama": dict(llama=True, form="bitlinear", dtype="BF16", tied=False),
             "llama-tied": dict(llama=True, form="bitlinear", dtype="F16", tied=True),
+            "qwen3": dict(qwen=True, form="master", dtype="BF16", tied=True),
         }
         for seed, (name, shape) in enumerate(models.items()):
             folder = self.work / name
@@ -429,7 +463,11 @@ class Check:
                 found = after.config[key]
                 same = found == value or (key == "eos_token_id" and value in found)
                 assert same, f"{out.name}: {key}: {found}, not {value}"
-        for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        names = ["tokenizer.json", "tokenizer_config.json", "generation_config.json"]
+        if (source / "modules.json").exists():
+            names += ["modules.json", "1_Pooling/config.json"]
+            assert after.config["quantization_config"]["use_rms_norm"] is True
+        for name in names:
             assert (out / name).read_bytes() == (source / name).read_bytes(), name
         print(f"{out.name}: {len(before.ternary) + len(before.floats)} tensors decoded", flush=True)
 
@@ -461,7 +499,7 @@ def gguf_name(hf: str) -> str:
 
 def check_keys(model: Model, file: Gguf, source: Path, kind: str) -> None:
     config, keys = model.config, file.keys
-    arch = "llama" if model.llama else "bitnet-b1.58"
+    arch = model.arch
     expected = {
         "general.architecture": arch,
         "general.file_type": {"i2_s": 40, "tq1_0": 36, "tq2_0": 37}[kind],
@@ -485,8 +523,14 @@ def check_keys(model: Model, file: Gguf, source: Path, kind: str) -> None:
         "tokenizer.ggml.eot_token_id": 1023,
         "tokenizer.ggml.add_bos_token": True,
     }
-    if not model.llama:
+    if arch == "bitnet-b1.58":
         expected[f"{arch}.hidden_activation"] = config["hidden_act"]
+    # A text to be embedded ends with EOS, whose row is taken.
+    expected["tokenizer.ggml.add_eos_token"] = arch == "qwen3"
+    if arch == "qwen3":
+        expected[f"{arch}.pooling_type"] = gguf.PoolingType.LAST
+    else:
+        assert f"{arch}.pooling_type" not in keys
     for key, value in expected.items():
         assert keys[key] == value, f"{key}: {keys[key]}, not {value}"
     tokenizer = json.loads((source / "tokenizer.json").read_text())

@@ -23,6 +23,8 @@ from fixtures.oracle import load
 from transformers import AutoTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
+# Classes whose published checkpoints transformers does not read as they are: the folder written from one it does.
+PUBLISHED = ["Qwen3Model", "Gemma3TextModel"]
 TEXTS = ["Shall I compare thee to a summer's day?", "  two\n\nlines\t", "naïve 12345 🙂 שלום", "<|eot_id|>"]
 
 
@@ -37,14 +39,29 @@ def main() -> None:
     for source in [ROOT / "models/demo", *fixtures]:
         config = json.loads((source / "config.json").read_text())
         # 1bitLLM's class is in its own repository; Trine writes it as transformers' own.
-        if config["architectures"][0] not in ("BitNetForCausalLM", "LlamaForCausalLM"):
+        own = config["architectures"][0] in ("BitNetForCausalLM", "LlamaForCausalLM")
+        if not own and config["architectures"][0] not in PUBLISHED:
             continue
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "out"
             subprocess.run([args.trine.resolve(), "convert", source, out, "--type", "hf"], check=True, capture_output=True)
-            print(f"{source.name}: {compare(source, out, config)}", flush=True)
+            words = compare(source, out, config) if own else compare_reference(source, out)
+            print(f"{source.name}: {words}", flush=True)
             checked += 1
     assert checked >= 8, checked
+
+
+def compare_reference(source: Path, out: Path) -> str:
+    """The strict cases of a fixture, which transformers computed from the same tensors under its own names."""
+    model = load(out, torch.float32)
+    cases = [case for case in json.loads((source / "reference.json").read_text())["cases"] if case["kind"] == "strict"]
+    worst = 0.0
+    for case in cases:
+        with torch.no_grad():
+            logits = model(torch.tensor([case["ids"]])).logits[0, -1]
+        worst = max(worst, (logits - torch.tensor(case["logits"])).abs().max().item())
+    assert cases and worst < 2e-3, f"{source}: {worst}"
+    return f"{len(cases)} cases, logits within {worst:.1e}"
 
 
 def compare(source: Path, out: Path, config: dict) -> str:

@@ -55,6 +55,7 @@ use crate::model::config::{ModelConfig, NormRole, Projection};
 use crate::model::weights::WeightSource;
 use crate::tensor::HostTable;
 use crate::ternary::TernaryRows;
+use crate::text::Tokenizer;
 
 /// A model's files, opened and checked. Weights are read through [`WeightSource`].
 pub struct Checkpoint {
@@ -221,6 +222,11 @@ impl Checkpoint {
     /// What the files say of pooling: `modules.json` and what it names, or `{arch}.pooling_type`.
     pub fn pooling(&self) -> &DeclaredPooling {
         &self.pooling
+    }
+
+    /// Tokens that end a text to be embedded. `tokenizer` is the checkpoint's.
+    pub fn embedding_end(&self, tokenizer: &Tokenizer) -> Vec<u32> {
+        pooling::embedding_end(self.config().family, self.embeds, &self.tokenizer, tokenizer)
     }
 
     /// What there is to know about the files.

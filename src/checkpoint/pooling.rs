@@ -8,12 +8,15 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::files::{Files, missing};
 use super::gguf::metadata::Metadata;
 use super::json::{Fields, describe, parse_array, parse_object, quote};
+use super::tokenizer_files::TokenizerFiles;
 use crate::error::LoadError;
+use crate::model::config::Family;
+use crate::text::Tokenizer;
 
 /// Which of a text's rows, after the final norm, become its embedding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -114,6 +117,27 @@ impl fmt::Display for DeclaredPooling {
     }
 }
 
+/// Tokens that end a text to be embedded, whose rows have seen all of it: what the post-processor puts
+/// there, else EOS if `tokenizer_config.json` asks for it. A Qwen3 embedder was trained with
+/// `<|endoftext|>` there, which is not its EOS (microsoft/BitNet,
+/// `utils/convert-bitnet-embedding-to-gguf.py`), so it comes last whatever the files say.
+pub(crate) fn embedding_end(
+    family: Family,
+    embeds: bool,
+    files: &TokenizerFiles,
+    tokenizer: &Tokenizer,
+) -> Vec<u32> {
+    if !tokenizer.suffix().is_empty() || !embeds {
+        return tokenizer.suffix().to_vec();
+    }
+    let eos = tokenizer.eos_id();
+    let end = match family {
+        Family::Qwen3 => tokenizer.token_id("<|endoftext|>").or(eos),
+        _ => eos.filter(|_| files.add_eos_token == Some(true)),
+    };
+    end.into_iter().collect()
+}
+
 /// Names the modules of a folder.
 pub(crate) const MODULES: &str = "modules.json";
 /// Where the config of pooling is, if no list of modules says.
@@ -162,6 +186,39 @@ pub(crate) fn of_folder(files: &Files) -> Result<DeclaredPooling, LoadError> {
     modes(&Fields { file: &file, prefix: "", map: &map })
 }
 
+/// Names of the files that say it: the list of modules, and the config of each in a folder of its own.
+pub(crate) fn files_of_modules(files: &Files) -> Result<Vec<String>, LoadError> {
+    let mut names = Vec::new();
+    if let Some(text) = text(files, MODULES)? {
+        names.push(MODULES.to_owned());
+        let list = parse_array(&files.path(MODULES), &text)?;
+        let paths = list.iter().filter_map(|module| module.get("path")?.as_str());
+        let paths = paths.filter(|path| !path.is_empty() && is_within(path));
+        names.extend(paths.map(|path| format!("{path}/config.json")));
+    } else {
+        names.push(format!("{USUAL}/config.json"));
+    }
+    names.push("config_sentence_transformers.json".into());
+    names.push("sentence_bert_config.json".into());
+    Ok(names)
+}
+
+/// The files that say a pooling to all versions of sentence-transformers, for rows of a width.
+pub(crate) fn modules(pooling: Pooling, width: usize) -> [(&'static str, Value); 2] {
+    let class = |name: &str| format!("sentence_transformers.models.{name}");
+    let module = |index: usize, path: &str, name: &str| json!({ "idx": index, "name": index.to_string(), "path": path, "type": class(name) });
+    let mut config = json!({ "word_embedding_dimension": width, "include_prompt": true });
+    for mode in &MODES {
+        config[mode.key] = (mode.pooling == Some(pooling)).into();
+    }
+    let list = [
+        module(0, "", "Transformer"),
+        module(1, USUAL, "Pooling"),
+        module(2, "2_Normalize", "Normalize"),
+    ];
+    [(MODULES, list.to_vec().into()), ("1_Pooling/config.json", config)]
+}
+
 /// A small file.
 fn text(files: &Files, name: &str) -> Result<Option<String>, LoadError> {
     match files.text(name)? {
@@ -207,12 +264,16 @@ fn pooling_module(file: &Path, text: &str) -> Result<Option<String>, LoadError> 
 
 /// A path that leads to a folder in this one and nowhere else.
 fn within(fields: &Fields<'_>, path: &str) -> Result<String, LoadError> {
-    let plain = |part: &str| !matches!(part, "" | "." | "..") && !part.contains(['\\', ':', '\0']);
-    if path.is_empty() || (path.len() <= 255 && path.split('/').all(plain)) {
+    if is_within(path) {
         return Ok(path.to_owned());
     }
     let found = quote(&format!("{path:?}"), 100);
     Err(LoadError::invalid(fields.file, "module.path", "a folder in this one", found))
+}
+
+fn is_within(path: &str) -> bool {
+    let plain = |part: &str| !matches!(part, "" | "." | "..") && !part.contains(['\\', ':', '\0']);
+    path.is_empty() || (path.len() <= 255 && path.split('/').all(plain))
 }
 
 /// The pooling in a module's config: `pooling_mode`, a name or a list of them, or of older versions a
@@ -263,13 +324,16 @@ fn modes(fields: &Fields<'_>) -> Result<DeclaredPooling, LoadError> {
     })
 }
 
+/// The key of a GGUF file, behind the name of its architecture.
+pub(crate) const KEY: &str = "pooling_type";
+
 /// Reads what a GGUF file of an architecture says.
 ///
 /// # Errors
 ///
 /// A value that is no integer.
 pub(crate) fn of_gguf(metadata: &Metadata, arch: &str) -> Result<DeclaredPooling, LoadError> {
-    let field = format!("{arch}.pooling_type");
+    let field = format!("{arch}.{KEY}");
     let Some(kind) = metadata.integer(&field, 0..=u64::from(u32::MAX))? else {
         return Ok(DeclaredPooling::Nothing);
     };

@@ -8,7 +8,7 @@ use crate::checkpoint::lora::{self, Adapter};
 use crate::checkpoint::synthetic::{self, SyntheticModel};
 use crate::checkpoint::{self, Checkpoint, DeclaredPooling, GenerationDefaults, TokenizerFiles};
 use crate::error::{LoadError, SubmitError};
-use crate::model::config::{Family, ModelConfig, NormRole, Projection};
+use crate::model::config::{ModelConfig, NormRole, Projection};
 use crate::model::weights::WeightSource;
 use crate::tensor::HostTable;
 use crate::ternary::TernaryRows;
@@ -155,8 +155,7 @@ impl ModelFiles {
         }
         check_defaults(&defaults, &checkpoint)?;
         let vocabulary = checkpoint.config().vocabulary;
-        let embedding_end =
-            tokenizer.as_ref().map_or(Vec::new(), |t| embedding_end(&checkpoint, t));
+        let embedding_end = tokenizer.as_ref().map_or(Vec::new(), |t| checkpoint.embedding_end(t));
         let bos = tokenizer.as_ref().and_then(Tokenizer::bos_id);
         let bos = bos.or(checkpoint.generation().bos_token_id);
         Ok(Self {
@@ -321,22 +320,6 @@ fn read_tokenizer(
         ));
     }
     Ok(Some(tokenizer))
-}
-
-/// Tokens that end a text to be embedded, whose rows have seen all of it: what the post-processor puts
-/// there, else EOS if `tokenizer_config.json` asks for it. A Qwen3 embedder was trained with
-/// `<|endoftext|>` there, which is not its EOS (microsoft/BitNet,
-/// `utils/convert-bitnet-embedding-to-gguf.py`), so it comes last whatever the files say.
-fn embedding_end(checkpoint: &Checkpoint, tokenizer: &Tokenizer) -> Vec<u32> {
-    if !tokenizer.suffix().is_empty() || !checkpoint.embeds() {
-        return tokenizer.suffix().to_vec();
-    }
-    let eos = tokenizer.eos_id();
-    let end = match checkpoint.config().family {
-        Family::Qwen3 => tokenizer.token_id("<|endoftext|>").or(eos),
-        _ => eos.filter(|_| checkpoint.tokenizer().add_eos_token == Some(true)),
-    };
-    end.into_iter().collect()
 }
 
 pub(super) fn check_writes(embeds: bool, name: &str) -> Result<(), SubmitError> {

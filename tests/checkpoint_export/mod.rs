@@ -6,7 +6,9 @@ use std::path::Path;
 use trine::backend::ops::Heads;
 use trine::checkpoint::export::{ExportOptions, Format, Source, TableType, export};
 use trine::checkpoint::synthetic::{SyntheticModel, published};
-use trine::checkpoint::{Checkpoint, GenerationDefaults, open, open_tokenizer};
+use trine::checkpoint::{
+    Checkpoint, DeclaredPooling, GenerationDefaults, Pooling, open, open_tokenizer,
+};
 use trine::error::ExportError;
 use trine::model::config::{Family, ModelConfig, NormRole, Projection};
 use trine::model::weights::WeightSource;
@@ -26,7 +28,7 @@ fn assert_same(name: &str, before: &Checkpoint, after: &Checkpoint) {
     assert_same_weights(name, before, after);
 }
 
-fn assert_same_weights(name: &str, before: &Checkpoint, after: &Checkpoint) {
+fn assert_same_weights(name: &str, before: &dyn WeightSource, after: &dyn WeightSource) {
     assert_eq!(before.config(), after.config(), "{name}");
     let mut roles = vec![NormRole::Final];
     for layer in 0..before.config().layers {
@@ -69,7 +71,7 @@ fn every_fixture_survives_as_a_folder() {
         let out = folder.path().join(&name);
         let options = ExportOptions::new(Format::Hf);
         let result = export(&before.export_source(), &out, &options, &mut |_, _| true);
-        if ![Family::BitNet, Family::Llama].contains(&before.config().family) {
+        if before.config().family == Family::Gemma3 {
             assert!(matches!(result, Err(ExportError::Unfit { .. })), "{name}: {result:?}");
             assert!(!out.exists());
             continue;
@@ -78,6 +80,7 @@ fn every_fixture_survives_as_a_folder() {
         let after = open(&out).unwrap_or_else(|e| panic!("{name}: {e}"));
         after.verify().unwrap_or_else(|e| panic!("{name}: {e}"));
         assert_same(&name, &before, &after);
+        assert_eq!(before.embeds(), after.embeds(), "{name}");
         count += 1;
     }
     assert!(count >= 10, "{count} fixtures");
@@ -138,6 +141,8 @@ fn tokenizers_of_gguf_files_survive() {
             weights: &model,
             tokenizer: &files,
             generation: &generation,
+            embeds: false,
+            pooling: &DeclaredPooling::Nothing,
             name,
             files: None,
         };
@@ -158,6 +163,69 @@ fn tokenizers_of_gguf_files_survive() {
                     assert_eq!(before.decode(&ids[0], true), after.decode(&ids[0], true), "{name}");
                 }
             }
+        }
+    }
+}
+
+/// A model with a norm before each projection, as GGUF and as a folder, with its pooling and the token
+/// that ends a text, from a model in memory, from GGUF and from a folder.
+#[test]
+fn an_embedding_model_survives() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let files = open_tokenizer(Path::new("tests/gguf_tokenizer/qwen2.gguf")).expect("opens");
+    let tokenizer = files.tokenizer().expect("reads").expect("a tokenizer");
+    let end = tokenizer.token_id("<|endoftext|>").or(tokenizer.eos_id()).expect("an end");
+    let config = ModelConfig {
+        hidden: 256,
+        ffn: 512,
+        layers: 2,
+        heads: Heads { query: 4, kv: 2, dim: 64 },
+        vocabulary: tokenizer.vocabulary_size(),
+        ..published("embedding-0.6b").expect("a shape")
+    };
+    let model = SyntheticModel::new(config, 1).expect("valid");
+    let generation = GenerationDefaults::default();
+    for pooling in [Pooling::Last, Pooling::Mean, Pooling::Cls] {
+        let declared = match pooling {
+            Pooling::Last => DeclaredPooling::Nothing,
+            _ => DeclaredPooling::Declared { pooling, file: "a".into(), field: "b".into() },
+        };
+        let source = Source {
+            weights: &model,
+            tokenizer: &files,
+            generation: &generation,
+            embeds: true,
+            pooling: &declared,
+            name: "embeds",
+            files: None,
+        };
+        let check = |path: &Path, from: &Source<'_>, format: Format| {
+            let result = export(from, path, &ExportOptions::new(format), &mut |_, _| true);
+            result.unwrap_or_else(|e| panic!("{format:?}: {e}"));
+            let after = open(path).unwrap_or_else(|e| panic!("{e}"));
+            after.verify().unwrap_or_else(|e| panic!("{e}"));
+            let name = path.display().to_string();
+            assert_same_weights(&name, &model, &after);
+            assert!(after.embeds(), "{name}");
+            assert_ne!(*after.pooling(), DeclaredPooling::Nothing, "{name}");
+            assert_eq!(after.pooling().in_force().expect("implemented"), pooling, "{name}");
+            let read = after.tokenizer().tokenizer().expect("reads").expect("a tokenizer");
+            assert_eq!(after.embedding_end(&read), [end], "{name}");
+            after
+        };
+        let named = |name: String| folder.path().join(format!("{pooling:?}-{name}"));
+        let hf = check(&named("hf".into()), &source, Format::Hf);
+        for format in [Format::I2S, Format::Tq2, Format::Tq1] {
+            check(&named(format!("hf-{format:?}.gguf")), &hf.export_source(), format);
+            let gguf = check(&named(format!("{format:?}.gguf")), &source, format);
+            let back = named(format!("{format:?}-hf"));
+            check(&back, &gguf.export_source(), Format::Hf);
+            // A folder with modules may be replaced, one with something of the user's may not.
+            let again = ExportOptions { overwrite: true, ..ExportOptions::new(Format::Hf) };
+            export(&gguf.export_source(), &back, &again, &mut |_, _| true).expect("replaced");
+            fs::write(back.join("1_Pooling/mine.txt"), "mine").expect("written");
+            let refused = export(&gguf.export_source(), &back, &again, &mut |_, _| true);
+            assert!(matches!(refused, Err(ExportError::Foreign { .. })), "{refused:?}");
         }
     }
 }

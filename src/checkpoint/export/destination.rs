@@ -134,17 +134,35 @@ fn check_folder(path: &Path, overwrite: bool) -> Result<(), ExportError> {
         if !overwrite {
             return Err(exists(path));
         }
-        if !is_of_checkpoint(&entry.file_name().to_string_lossy()) {
+        let name = entry.file_name();
+        if !is_of_checkpoint(&name.to_string_lossy()) && !is_module(&entry.path()) {
             return Err(ExportError::Foreign { path: path.to_owned(), file: entry.path() });
         }
     }
     Ok(())
 }
 
+/// Whether this is the folder of a module of sentence-transformers: a number and a class, and nothing in
+/// it but a config.
+fn is_module(path: &Path) -> bool {
+    let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+    let numbered = name.split_once('_').is_some_and(|(number, class)| {
+        !number.is_empty()
+            && number.bytes().all(|b| b.is_ascii_digit())
+            && class.bytes().all(|b| b.is_ascii_alphanumeric())
+    });
+    let only_config = |mut entries: fs::ReadDir| {
+        entries.all(|entry| entry.is_ok_and(|e| e.file_name() == "config.json"))
+    };
+    numbered && fs::read_dir(path).is_ok_and(only_config)
+}
+
 /// Whether a checkpoint's folder has files of this name.
 fn is_of_checkpoint(name: &str) -> bool {
     super::hf::COMPANIONS.contains(&name)
         || ["config.json", "model.safetensors.index.json"].contains(&name)
+        || ["modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"]
+            .contains(&name)
         || name.starts_with("model") && name.ends_with(".safetensors")
 }
 

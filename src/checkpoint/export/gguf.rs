@@ -16,6 +16,8 @@ use super::{
     ExportOptions, Exported, GgufArch, Progress, Source, Table, own_type, threads, write_table,
 };
 use crate::backend::ops::Activation;
+use crate::checkpoint::gguf::weights::norm_name;
+use crate::checkpoint::pooling::Pooling;
 use crate::error::ExportError;
 use crate::model::config::{Family, ModelConfig, NormRole, Projection};
 
@@ -101,6 +103,9 @@ pub(super) fn write(
              (.scale), which recent versions of llama.cpp read"
         ));
     }
+    if source.embeds && source.pooled().is_none() {
+        notes.push(format!("GGUF has no name for the model's pooling, {}", source.pooling));
+    }
     match vocabulary {
         Some(vocabulary) => notes.extend(vocabulary.notes),
         None => notes.push("the model has no tokenizer, and neither has the file".into()),
@@ -141,15 +146,27 @@ fn architecture(
         Err(ExportError::Unfit { what: what.to_owned(), reason, instead })
     };
     let activation = config.activation;
-    if config.family == Family::Llama {
+    let row = config.family.row();
+    if let Family::Llama | Family::Qwen3 = config.family {
+        let arch = if config.family == Family::Llama { "llama" } else { "qwen3" };
         if wish.is_some() {
-            return refuse("--arch", "it is for the BitNet family, and this is a Llama".into());
+            let reason = format!("it is for the BitNet family, and this is {}", row.name);
+            return refuse("--arch", reason);
         }
         if activation != Activation::Silu {
-            let reason = format!("engines compute SiLU for llama, and this model {activation:?}");
+            let reason = format!("engines compute SiLU for {arch}, and this model {activation:?}");
             return refuse("the activation", reason);
         }
-        return Ok("llama");
+        if row.projection_norms {
+            notes.push(
+                "of other engines bitnet.cpp alone reads the norms before projections, since 2026"
+                    .into(),
+            );
+        }
+        return Ok(arch);
+    }
+    if config.family != Family::BitNet {
+        return refuse("the model's family", format!("GGUF is not written for {}", row.name));
     }
     let arch = match (activation, wish) {
         (Activation::Relu2, None) => GgufArch::BitNetB158,
@@ -295,19 +312,7 @@ fn table(
 }
 
 fn norm(source: &Source<'_>, role: NormRole) -> Result<Tensor, ExportError> {
-    let (layer, part) = match role {
-        NormRole::Attention(layer) => (Some(layer), "attn_norm"),
-        NormRole::AttentionSub(layer) => (Some(layer), "attn_sub_norm"),
-        NormRole::Ffn(layer) => (Some(layer), "ffn_norm"),
-        NormRole::FfnSub(layer) => (Some(layer), "ffn_sub_norm"),
-        NormRole::Final => (None, "output_norm"),
-        // Of families that are refused before.
-        _ => (None, "unknown"),
-    };
-    let name = match layer {
-        Some(layer) => format!("blk.{layer}.{part}.weight"),
-        None => format!("{part}.weight"),
-    };
+    let name = norm_name(role);
     let width = source.weights.norm(role)?.len();
     let bytes = 4 * width as u64;
     Ok(Tensor { name, shape: vec![width], id: F32_ID, bytes, data: Data::Norm(role) })
@@ -431,6 +436,14 @@ fn model_keys(keys: &mut Keys, source: &Source<'_>, arch: &str, layout: TernaryL
     }
     keys.float(&of_arch("attention.layer_norm_rms_epsilon"), config.rms_eps);
     keys.float(&of_arch("rope.freq_base"), config.rope_theta as f32);
+    if let Some(pooling) = source.pooled() {
+        let kind = match pooling {
+            Pooling::Mean => 1,
+            Pooling::Cls => 2,
+            Pooling::Last => 3,
+        };
+        keys.integer(&of_arch("pooling_type"), kind);
+    }
     if config.family == Family::BitNet {
         let activations = config.family.row().activations.iter();
         let name = activations.clone().find(|(_, known)| *known == config.activation);
@@ -462,7 +475,7 @@ fn vocabulary_keys(keys: &mut Keys, source: &Source<'_>, vocabulary: &Vocabulary
         }
     }
     keys.boolean(&of("add_bos_token"), vocabulary.add_bos);
-    keys.boolean(&of("add_eos_token"), false);
+    keys.boolean(&of("add_eos_token"), vocabulary.add_eos);
     if let Some(prefix) = vocabulary.add_space_prefix {
         keys.boolean(&of("add_space_prefix"), prefix);
     }

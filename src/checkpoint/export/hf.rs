@@ -20,6 +20,7 @@ use super::stream::Stream;
 use super::{ExportOptions, Exported, Progress, Source, Table, own_type, threads, write_table};
 use crate::checkpoint::hf::form::{FORMS, Form};
 use crate::checkpoint::hf::weights::PROJECTIONS as NAMES;
+use crate::checkpoint::pooling::{self, DeclaredPooling};
 use crate::checkpoint::safetensors::{INDEX, SINGLE};
 use crate::error::ExportError;
 use crate::model::config::{NormRole, Projection};
@@ -76,8 +77,10 @@ pub(super) fn write(
         });
     }
     let config = source.weights.config();
-    let form = FORMS.iter().find(|form| form.family == config.family);
-    let form = form.ok_or_else(|| ExportError::Unfit {
+    let mut forms = FORMS.iter().filter(|form| form.family == config.family);
+    // Of a family that both embeds and writes, the class that does what the model does.
+    let alike = forms.clone().find(|form| form.embeds == source.embeds);
+    let form = alike.or_else(|| forms.next()).ok_or_else(|| ExportError::Unfit {
         what: "the model's family".into(),
         reason: format!("transformers has no class for {}", config.family.row().name),
         instead: "there is no other format".into(),
@@ -90,7 +93,7 @@ pub(super) fn write(
         + tensors.iter().map(|tensor| tensor.bytes).sum::<u64>();
 
     for (name, bytes) in texts(source, form, &tensors)? {
-        write_file(&folder, path, name, &bytes)?;
+        write_file(&folder, path, &name, &bytes)?;
     }
     if shards.len() > 1 {
         write_file(&folder, path, INDEX, index(&shards).to_string().as_bytes())?;
@@ -112,7 +115,7 @@ pub(super) fn write(
         };
         stream.write(header)?;
         for tensor in *shard {
-            write_tensor(&mut stream, source, tensor)?;
+            write_tensor(&mut stream, source, form, tensor)?;
         }
         done = stream.done;
         let file = out.into_inner().map_err(|error| failed(error.into_error()))?;
@@ -193,11 +196,17 @@ fn norm(source: &Source<'_>, form: &Form, role: NormRole) -> Result<Tensor, Expo
         NormRole::AttentionSub(layer) => in_layer(layer, form.attention_sub_norm),
         NormRole::Ffn(layer) => in_layer(layer, form.ffn_norm),
         NormRole::FfnSub(layer) => in_layer(layer, form.ffn_sub_norm),
+        NormRole::QueryHead(layer) => in_layer(layer, "self_attn.q_norm"),
+        NormRole::KeyHead(layer) => in_layer(layer, "self_attn.k_norm"),
+        NormRole::PostAttention(layer) => in_layer(layer, "post_attention_layernorm"),
+        NormRole::PostFfn(layer) => in_layer(layer, "post_feedforward_layernorm"),
+        // The name that transformers' own class of linear layers has for it.
+        NormRole::Projection(layer, projection) => {
+            in_layer(layer, &format!("{}.rms_norm", NAMES[projection as usize].1))
+        }
         NormRole::Final => "model.norm.weight".to_owned(),
-        // Of families that are refused before.
-        _ => "unknown".to_owned(),
     };
-    let gain = source.weights.norm(role)?;
+    let gain = stored_gain(source, form, role, &name)?;
     let float = smallest(&gain);
     Ok(Tensor {
         name,
@@ -206,6 +215,31 @@ fn norm(source: &Source<'_>, form: &Form, role: NormRole) -> Result<Tensor, Expo
         bytes: (gain.len() * float.size()) as u64,
         data: Data::Norm(role, float),
     })
+}
+
+/// The gains of a norm as its class stores them: less what it adds when it runs.
+fn stored_gain(
+    source: &Source<'_>,
+    form: &Form,
+    role: NormRole,
+    name: &str,
+) -> Result<Vec<f32>, ExportError> {
+    let mut gain = source.weights.norm(role)?;
+    let offset = form.offset(role);
+    for stored in &mut gain {
+        let value = *stored;
+        *stored -= offset;
+        if *stored + offset != value {
+            return Err(ExportError::Unfit {
+                what: name.to_owned(),
+                reason: format!(
+                    "its class adds {offset} to what is stored, and no f32 gives {value}"
+                ),
+                instead: "GGUF stores gains as they are".into(),
+            });
+        }
+    }
+    Ok(gain)
 }
 
 fn matrix(
@@ -269,10 +303,13 @@ fn encode(values: &[f32], float: FloatType) -> Vec<u8> {
 fn write_tensor(
     stream: &mut Stream<'_>,
     source: &Source<'_>,
+    form: &Form,
     tensor: &Tensor,
 ) -> Result<(), ExportError> {
     match tensor.data {
-        Data::Norm(role, float) => stream.write(&encode(&source.weights.norm(role)?, float)),
+        Data::Norm(role, float) => {
+            stream.write(&encode(&stored_gain(source, form, role, &tensor.name)?, float))
+        }
         Data::Scale { layer, projection, float } => {
             let scale = source.weights.ternary(layer, projection)?.scale();
             stream.write(&encode(&[scale], float))
@@ -357,19 +394,34 @@ fn texts(
     source: &Source<'_>,
     form: &Form,
     tensors: &[Tensor],
-) -> Result<Vec<(&'static str, SharedBytes)>, ExportError> {
+) -> Result<Vec<(String, SharedBytes)>, ExportError> {
     let pretty = |value: &Value| SharedBytes::new(format!("{value:#}\n").into_bytes());
-    let mut texts = vec![("config.json", pretty(&config_json(source, form, tensors)?))];
+    let mut texts = vec![("config.json".to_owned(), pretty(&config_json(source, form, tensors)?))];
+    // Beside a GGUF file there is nothing that says its pooling.
+    let by_key = matches!(
+        source.pooling,
+        DeclaredPooling::Declared { field, .. } if field.ends_with(pooling::KEY)
+    );
     if let Some(files) = source.files {
-        for name in COMPANIONS {
-            texts.extend(files.map(name)?.map(|bytes| (*name, bytes)));
+        let modules = if by_key { Vec::new() } else { pooling::files_of_modules(files)? };
+        for name in COMPANIONS.iter().map(|name| (*name).to_owned()).chain(modules) {
+            if let Some(bytes) = files.map(&name)? {
+                texts.push((name, bytes));
+            }
         }
-        return Ok(texts);
+        if !by_key {
+            return Ok(texts);
+        }
+    } else {
+        texts.push(("generation_config.json".into(), pretty(&generation(source))));
+        if let Some((_, bytes)) = source.tokenizer()? {
+            texts.push(("tokenizer.json".into(), bytes));
+            texts.push(("tokenizer_config.json".into(), pretty(&tokenizer_config(source))));
+        }
     }
-    texts.push(("generation_config.json", pretty(&generation(source))));
-    if let Some((_, bytes)) = source.tokenizer()? {
-        texts.push(("tokenizer.json", bytes));
-        texts.push(("tokenizer_config.json", pretty(&tokenizer_config(source))));
+    if let Some(pooling) = source.pooled() {
+        let modules = pooling::modules(pooling, source.weights.config().hidden);
+        texts.extend(modules.into_iter().map(|(name, json)| (name.to_owned(), pretty(&json))));
     }
     Ok(texts)
 }
@@ -382,7 +434,10 @@ fn write_file(
     bytes: &[u8],
 ) -> Result<(), ExportError> {
     let failed = destination::write(&path.join(name));
-    let mut file = File::create_new(folder.path().join(name)).map_err(&failed)?;
+    let place = folder.path().join(name);
+    // Modules have folders of their own.
+    std::fs::create_dir_all(place.parent().unwrap_or(folder.path())).map_err(&failed)?;
+    let mut file = File::create_new(place).map_err(&failed)?;
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(&failed)
 }
 
@@ -397,7 +452,7 @@ fn config_json(source: &Source<'_>, form: &Form, tensors: &[Tensor]) -> Result<V
     };
     let [bos, eos, pad] = special_ids(source)?;
     let theta = config.rope_theta;
-    Ok(json!({
+    let mut json = json!({
         "architectures": [form.architecture],
         "model_type": form.model_type,
         "vocab_size": config.vocabulary,
@@ -425,7 +480,12 @@ fn config_json(source: &Source<'_>, form: &Form, tensors: &[Tensor]) -> Result<V
             "quantization_mode": "offline",
             "modules_to_not_convert": ["lm_head"],
         },
-    }))
+    });
+    if config.family.row().projection_norms {
+        json["quantization_config"]["use_rms_norm"] = true.into();
+        json["quantization_config"]["rms_norm_eps"] = decimal(config.rms_eps).into();
+    }
+    Ok(json)
 }
 
 /// The f64 whose shortest decimal is that of the f32, so that 1e-5 is not written as

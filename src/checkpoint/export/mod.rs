@@ -34,7 +34,7 @@ use std::path::Path;
 pub use encode::TableType;
 
 use self::encode::TernaryLayout;
-use super::{Checkpoint, Files, GenerationDefaults, TokenizerFiles};
+use super::{Checkpoint, DeclaredPooling, Files, GenerationDefaults, Pooling, TokenizerFiles};
 use crate::error::{ExportError, LoadError};
 use crate::model::config::Family;
 use crate::model::weights::WeightSource;
@@ -114,6 +114,10 @@ pub struct Source<'a> {
     pub tokenizer: &'a TokenizerFiles,
     /// Sampling options and token ids.
     pub generation: &'a GenerationDefaults,
+    /// Whether it is made to embed texts, and not to write any.
+    pub embeds: bool,
+    /// Which rows of a text become its embedding.
+    pub pooling: &'a DeclaredPooling,
     /// What the model is called.
     pub name: &'a str,
     /// Files of which a folder takes those about text and sampling as they are; without them such
@@ -149,11 +153,11 @@ pub fn export(
     progress: Progress<'_>,
 ) -> Result<Exported, ExportError> {
     let family = source.weights.config().family;
-    if family != Family::BitNet && family != Family::Llama {
+    if family == Family::Gemma3 {
         return Err(ExportError::Unfit {
             what: "the model's family".into(),
             reason: format!("no format is known here for {}", family.row().name),
-            instead: "models of the families BitNet and Llama can be converted".into(),
+            instead: "models of the families BitNet, Llama and Qwen3 can be converted".into(),
         });
     }
     let ternary = match options.format {
@@ -173,6 +177,8 @@ impl Checkpoint {
             weights: self,
             tokenizer: self.tokenizer(),
             generation: self.generation(),
+            embeds: self.embeds,
+            pooling: &self.pooling,
             name: path.file_stem().and_then(|name| name.to_str()).unwrap_or("model"),
             files: self.files.as_ref(),
         }
@@ -198,6 +204,13 @@ impl Source<'_> {
             LoadError::invalid(file, "tokenizer", "one that can be written as JSON", found)
         })?;
         Ok(Some((tokenizer, SharedBytes::new(bytes))))
+    }
+
+    /// The pooling that is in force, where files say it; of models that only embed, whether they do or
+    /// not.
+    fn pooled(&self) -> Option<Pooling> {
+        let said = self.embeds || *self.pooling != DeclaredPooling::Nothing;
+        self.pooling.in_force().ok().filter(|_| said)
     }
 
     fn table(&self, table: Table) -> Result<HostTable, ExportError> {

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use super::Source;
 use crate::checkpoint::json::quote;
+use crate::checkpoint::pooling::embedding_end;
 use crate::error::{ExportError, LoadError};
 use crate::text::Special;
 
@@ -44,6 +45,8 @@ pub(super) struct Vocabulary {
     pub(super) pad: Option<u32>,
     pub(super) unknown: Option<u32>,
     pub(super) add_bos: bool,
+    /// Whether [`eos`](Self::eos) comes after a text that is embedded.
+    pub(super) add_eos: bool,
     /// Of the kind `llama`: whether a text begins with a space.
     pub(super) add_space_prefix: Option<bool>,
     /// What other engines may do otherwise than the tokenizer.
@@ -136,6 +139,15 @@ pub(super) fn read(source: &Source<'_>) -> Result<Option<Vocabulary>, ExportErro
     let below = |id: &u32| (*id as usize) < rows;
     let bos = tokenizer.bos_id().or(generation.bos_token_id).filter(below);
     let eos = tokenizer.eos_id().or(generation.eos_token_ids.first().copied()).filter(below);
+    // Of models that embed, EOS is what comes after a text; the token that a tokenizer's file calls so
+    // ends a turn then, if it is another.
+    let family = source.weights.config().family;
+    let end = embedding_end(family, source.embeds, source.tokenizer, &tokenizer);
+    let end = Some(end).filter(|_| source.embeds).unwrap_or_default();
+    let (eos, turn) = match end[..] {
+        [end] => (Some(end), eos.filter(|&eos| eos != end)),
+        _ => (eos, None),
+    };
     let id_of = |text: &Option<String>| text.as_deref().and_then(|text| tokenizer.token_id(text));
     let prefix = tokenizer.encode("", Special::PROMPT).unwrap_or_default();
     let mut vocabulary = Vocabulary {
@@ -147,16 +159,27 @@ pub(super) fn read(source: &Source<'_>) -> Result<Option<Vocabulary>, ExportErro
         merges: Vec::new(),
         bos,
         eos,
-        eot: generation.eos_token_ids.iter().copied().filter(below).find(|id| Some(*id) != eos),
+        eot: turn.or(generation
+            .eos_token_ids
+            .iter()
+            .copied()
+            .filter(below)
+            .find(|id| Some(*id) != eos)),
         pad: id_of(&files.pad_token),
         unknown: id_of(&bpe.unk_token),
         add_bos: !prefix.is_empty(),
+        add_eos: end.len() == 1,
         add_space_prefix: None,
         notes: Vec::new(),
     };
     if prefix.len() > 1 || (prefix.len() == 1 && prefix.first().copied() != bos) {
         vocabulary.notes.push(format!(
             "the tokenizer begins a text with tokens {prefix:?}, of which GGUF can say only BOS"
+        ));
+    }
+    if end.len() > 1 {
+        vocabulary.notes.push(format!(
+            "a text to be embedded ends with tokens {end:?}, of which GGUF can say only EOS"
         ));
     }
     vocabulary.list(&json, bpe, rows);

@@ -115,7 +115,7 @@ impl GgufWeights {
 }
 
 /// The name of a norm's tensor.
-fn norm_name(role: NormRole) -> String {
+pub(crate) fn norm_name(role: NormRole) -> String {
     let of_layer = |layer: usize, name: &str| format!("blk.{layer}.{name}.weight");
     match role {
         NormRole::Attention(layer) => of_layer(layer, "attn_norm"),

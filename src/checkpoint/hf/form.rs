@@ -5,7 +5,7 @@
 
 use crate::checkpoint::json::{Fields, quote};
 use crate::error::LoadError;
-use crate::model::config::Family;
+use crate::model::config::{Family, NormRole};
 
 /// A way in which checkpoints of a family are written: what the config calls it and what the
 /// sub-norms are called.
@@ -22,12 +22,20 @@ pub(crate) struct Form {
     pub(crate) ffn_sub_norm: &'static str,
     /// Name within a layer of the norm before the feed-forward network.
     pub(crate) ffn_norm: &'static str,
-    /// What is added to the stored gains, except of the norms before projections.
-    pub(crate) gain_offset: f32,
+    /// See [`Form::offset`].
+    gain_offset: f32,
     /// Whether the model answers a text's embedding and has no head.
     pub(crate) embeds: bool,
     /// What the form says about quantisation where it has no `quantization_config`.
     pub(super) without: Without,
+}
+
+impl Form {
+    /// What is added to the stored gains of a norm: nothing to those of norms before projections, which
+    /// are of another class than the model's own.
+    pub(crate) fn offset(&self, role: NormRole) -> f32 {
+        if matches!(role, NormRole::Projection(..)) { 0.0 } else { self.gain_offset }
+    }
 }
 
 /// What it means that a config has no `quantization_config`.

@@ -193,8 +193,7 @@ impl<'a> Finder<'a> {
         let name = self.norm_name(config, role);
         let (tensor, float) = self.float(&name, &[config.model.norm_width(role)])?;
         check_finite(tensor, float)?;
-        let own = matches!(role, NormRole::Projection(..));
-        let offset = if own { 0.0 } else { config.form.gain_offset };
+        let offset = config.form.offset(role);
         Ok(Norm { tensor: tensor.clone(), float, offset })
     }
 
