@@ -103,6 +103,18 @@ def folder(family, packed, shards):
     return out + file("model.safetensors.index.json", json.dumps({"weight_map": index}))
 
 
+def pooling():
+    """What sentence-transformers puts beside a model that embeds."""
+    kinds = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (kind, path) in enumerate(kinds)
+    ]
+    modes = {"pooling_mode_mean_tokens": False, "pooling_mode_lasttoken": True}
+    out = file("modules.json", json.dumps(modules))
+    return out + file("1_Pooling/config.json", json.dumps(modes))
+
+
 def tokenizers():
     text = " Hello, wörld 世界 \n\n  12345 <s>x</s> 🌍<|eot_id|>".encode()
     for path in sorted((ROOT / "tests/text").glob("*.json")):
@@ -206,6 +218,7 @@ save("gguf", "tq1_0", gguf(TQ1_0, 256, 4, block(54), ""))
 for family in ("bitnet", "llama"):
     save("safetensors_folder", f"{family}-packed", folder(family, True, 1))
     save("safetensors_folder", f"{family}-master", folder(family, False, 1))
+save("safetensors_folder", "pooling", folder("llama", False, 1) + pooling())
 save("safetensors_folder", "shards", folder("bitnet", True, 3))
 tokenizers()
 templates()
