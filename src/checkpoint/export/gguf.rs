@@ -19,7 +19,7 @@ use crate::backend::ops::Activation;
 use crate::checkpoint::gguf::weights::norm_name;
 use crate::checkpoint::pooling::Pooling;
 use crate::error::ExportError;
-use crate::model::config::{Family, ModelConfig, NormRole, Projection};
+use crate::model::config::{Attention, Family, ModelConfig, NormRole, Projection};
 
 /// Tensors begin at multiples of this.
 const ALIGNMENT: u64 = 32;
@@ -147,6 +147,10 @@ fn architecture(
     };
     let activation = config.activation;
     let row = config.family.row();
+    if config.attention != Attention::default() && config.family != Family::Gemma3 {
+        let reason = "it has a scale or windows of its own, which the architecture has no key for";
+        return refuse("the model's attention", reason.into());
+    }
     if let Family::Llama | Family::Qwen3 = config.family {
         let arch = if config.family == Family::Llama { "llama" } else { "qwen3" };
         if wish.is_some() {

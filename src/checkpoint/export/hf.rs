@@ -18,12 +18,13 @@ use super::destination::{self, NewFolder};
 use super::encode::{TableType, pack_rows};
 use super::stream::Stream;
 use super::{ExportOptions, Exported, Progress, Source, Table, own_type, threads, write_table};
+use crate::checkpoint::hf::config::{FULL, SLIDING};
 use crate::checkpoint::hf::form::{FORMS, Form};
 use crate::checkpoint::hf::weights::PROJECTIONS as NAMES;
 use crate::checkpoint::pooling::{self, DeclaredPooling};
 use crate::checkpoint::safetensors::{INDEX, SINGLE};
 use crate::error::ExportError;
-use crate::model::config::{NormRole, Projection};
+use crate::model::config::{Attention, Family, ModelConfig, NormRole, Projection};
 use crate::tensor::{FloatType, SharedBytes};
 use crate::text::Tokenizer;
 
@@ -485,7 +486,51 @@ fn config_json(source: &Source<'_>, form: &Form, tensors: &[Tensor]) -> Result<V
         json["quantization_config"]["use_rms_norm"] = true.into();
         json["quantization_config"]["rms_norm_eps"] = decimal(config.rms_eps).into();
     }
+    match (config.family, &config.attention) {
+        (Family::Gemma3, attention) => gemma(&mut json, config, attention)?,
+        (_, Attention { scale: None, local: None }) => {}
+        _ => return Err(no_key("its attention", "it has a scale or windows of its own")),
+    }
     Ok(json)
+}
+
+/// What Gemma 3 has keys of its own for.
+fn gemma(json: &mut Value, config: &ModelConfig, attention: &Attention) -> Result<(), ExportError> {
+    let scale = config.attention_scale();
+    let wide = 1.0 / f64::from(scale).powi(2);
+    // Published ones are integers, and transformers has no others.
+    let scalar = [wide.round(), wide].into_iter().find(|x| (1.0 / x.sqrt()) as f32 == scale);
+    let Some(scalar) = scalar else {
+        let reason = format!("no query_pre_attn_scalar gives {scale}");
+        return Err(no_key("what scores are multiplied by", &reason));
+    };
+    let rope = |theta: f64| json!({ "rope_type": "default", "rope_theta": theta });
+    let full = config.rope_theta;
+    let local = attention.local.as_ref();
+    let theta = local.map_or(full, |local| local.rope_theta);
+    let is_local = |layer: usize| local.is_some_and(|local| local.layers[layer]);
+    let kinds = (0..config.layers).map(|layer| if is_local(layer) { SLIDING } else { FULL });
+    json["layer_types"] = kinds.collect();
+    // The context is no longer than the window.
+    json["sliding_window"] = config.context.into();
+    json["query_pre_attn_scalar"] =
+        if scalar.fract() == 0.0 { (scalar as u64).into() } else { scalar.into() };
+    json["rope_local_base_freq"] = theta.into();
+    json["rope_parameters"] = json!({ FULL: rope(full), SLIDING: rope(theta) });
+    json["hidden_activation"] = json["hidden_act"].take();
+    json["use_bidirectional_attention"] = false.into();
+    for key in ["attn_logit_softcapping", "final_logit_softcapping"] {
+        json[key] = Value::Null;
+    }
+    Ok(())
+}
+
+fn no_key(what: &str, reason: &str) -> ExportError {
+    ExportError::Unfit {
+        what: what.to_owned(),
+        reason: reason.to_owned(),
+        instead: "there is no key for it in config.json".into(),
+    }
 }
 
 /// The f64 whose shortest decimal is that of the f32, so that 1e-5 is not written as

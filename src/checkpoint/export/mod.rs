@@ -36,7 +36,6 @@ pub use encode::TableType;
 use self::encode::TernaryLayout;
 use super::{Checkpoint, DeclaredPooling, Files, GenerationDefaults, Pooling, TokenizerFiles};
 use crate::error::{ExportError, LoadError};
-use crate::model::config::Family;
 use crate::model::weights::WeightSource;
 use crate::tensor::{FloatType, HostTable, SharedBytes};
 use crate::text::Tokenizer;
@@ -152,14 +151,6 @@ pub fn export(
     options: &ExportOptions,
     progress: Progress<'_>,
 ) -> Result<Exported, ExportError> {
-    let family = source.weights.config().family;
-    if family == Family::Gemma3 {
-        return Err(ExportError::Unfit {
-            what: "the model's family".into(),
-            reason: format!("no format is known here for {}", family.row().name),
-            instead: "models of the families BitNet, Llama and Qwen3 can be converted".into(),
-        });
-    }
     let ternary = match options.format {
         Format::I2S => TernaryLayout::I2S,
         Format::Tq2 => TernaryLayout::Tq2,

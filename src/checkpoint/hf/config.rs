@@ -183,8 +183,8 @@ fn refuse_variants(fields: &Fields<'_>, form: &Form) -> Result<(), LoadError> {
 }
 
 /// Kinds of layers, as `layer_types` and `rope_parameters` call them.
-const FULL: &str = "full_attention";
-const SLIDING: &str = "sliding_attention";
+pub(crate) const FULL: &str = "full_attention";
+pub(crate) const SLIDING: &str = "sliding_attention";
 
 /// Tokens that the model may have at a time, and for Gemma 3 which layers are local.
 ///
