@@ -230,3 +230,44 @@ fn ternary_weights_are_not_merged() {
     let error = error.to_string();
     assert!(error.contains("self_attn.q_proj in layer 0") && error.contains("--lora"), "{error}");
 }
+
+/// A program that names no pooling gets that of the model; one that it names goes before it.
+#[test]
+fn a_program_pools_as_the_model_says() {
+    use trine::backend::KvType;
+    use trine::backend::select::DeviceName;
+    use trine::engine::{LoadedModel, ModelOptions, Pooling};
+
+    let text = std::fs::read_to_string(fixture::folder("pooling/reference.json")).expect("there");
+    let reference: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let case = &reference["cases"][0];
+    let model = |pooling: &str| {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let base = std::fs::read_dir(fixture::folder("qwen3_embedding")).expect("a folder");
+        let pooling = fixture::folder(pooling);
+        let config = folder.path().join("1_Pooling");
+        std::fs::create_dir(&config).expect("made");
+        let files = base.map(|file| file.expect("a file").path());
+        let files = files.chain([pooling.join("modules.json")]);
+        let files = files.map(|file| (file, folder.path()));
+        for (file, to) in files.chain([(pooling.join("1_Pooling/config.json"), &*config)]) {
+            std::fs::copy(&file, to.join(file.file_name().expect("a name"))).expect("copied");
+        }
+        let options = ModelOptions::default().device(DeviceName::Cpu).kv_type(KvType::F32);
+        LoadedModel::open(folder.path(), &options).unwrap_or_else(|e| panic!("{e}"))
+    };
+    let texts = [case["text"].as_str().expect("a text")];
+    let close = |found: &[Vec<f32>], kind: &str| {
+        let expected = case[kind].as_array().expect(kind).iter();
+        let both = found[0].iter().zip(expected);
+        both.clone().count() == found[0].len()
+            && both.into_iter().all(|(a, b)| (f64::from(*a) - b.as_f64().expect(kind)).abs() < 1e-4)
+    };
+    let mut mean = model("pooling/v6_mean");
+    assert!(close(&mean.embed_texts(&texts, None).expect("embeds"), "mean"));
+    assert!(close(&mean.embed_texts(&texts, Pooling::Cls).expect("embeds"), "cls"));
+    let mut max = model("pooling/v6_max");
+    assert!(close(&max.embed_texts(&texts, Pooling::Last).expect("embeds"), "lasttoken"));
+    let error = max.embed_texts(&texts, None).expect_err("not implemented").to_string();
+    assert!(error.contains("named by the caller, found max, by pooling_mode in "), "{error}");
+}
