@@ -277,6 +277,7 @@ fn rope_theta_in_either_place() {
     for (key, value) in [
         ("rope_parameters", json!({ "rope_type": "default", "rope_theta": 10000.0 })),
         ("rope_scaling", json!({ "type": "default", "rope_theta": 10000 })),
+        ("rope_scaling", json!({ "type": "linear", "factor": 1.0, "rope_theta": 10000 })),
     ] {
         let mut base = Base::bitnet();
         base.unset("rope_theta");

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Type
-from gguf import GGUFWriter, PoolingType, quants
+from gguf import GGUFWriter, PoolingType, RopeScalingType, quants
 from safetensors import safe_open
 from transformers.integrations.bitnet import unpack_weights
 
@@ -172,6 +172,7 @@ class File:
     linear: callable
     table: Type = Type.BF16
     head_twice: bool = False
+    scaled_rope: bool = False  # a scaling of RoPE by 1, as llama.cpp's `conversion/bitnet.py` says of every model
     keys: dict[str, str] = field(default_factory=dict)  # besides the usual ones
     pooling: PoolingType | None = None
 
@@ -186,7 +187,7 @@ FILES = [
     # Several types in one file, a head of its own, heads not as wide as hidden / heads.
     File("llama_master_f16", "mixed", "llama", as_i2_s_or_f32, Type.F16),
     # What llama.cpp's converter made of 1bitLLM's masters; SiLU by the architecture.
-    File("bitnet_1bitllm", "f16", "bitnet", as_master, Type.F16),
+    File("bitnet_1bitllm", "f16", "bitnet", as_master, Type.F16, scaled_rope=True),
     # The same masters in three types.
     File("bitnet_master_exact", "bf16", "bitnet", as_bf16_master),
     File("bitnet_master_exact", "f16", "bitnet", as_f16_master),
@@ -244,6 +245,9 @@ def write_model(file: File, path: Path) -> None:
         writer.add_string(f"{file.arch}.{key}", value)
     if file.pooling is not None:
         writer.add_pooling_type(file.pooling)
+    if file.scaled_rope:
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(1.0)
 
     add_table(writer, "token_embd.weight", folder.tensors["embed_tokens.weight"], file.table)
     for layer in range(config["num_hidden_layers"]):

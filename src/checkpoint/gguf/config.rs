@@ -258,8 +258,10 @@ impl Keys<'_> {
                 return Err(self.unsupported(key, "0"));
             }
         }
+        // llama.cpp's converter writes "linear" with a factor of 1 for every `bitnet` model, which
+        // changes nothing (`conversion/bitnet.py`).
         let kind = "rope.scaling.type";
-        if !matches!(self.metadata.string(&self.full(kind))?, None | Some("none")) {
+        if !matches!(self.metadata.string(&self.full(kind))?, None | Some("none" | "linear")) {
             return Err(self.unsupported(kind, "none"));
         }
         for key in ["rope.scaling.factor", "rope.scale_linear"] {

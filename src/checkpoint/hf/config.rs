@@ -379,6 +379,7 @@ fn rope_theta(
         for key in ["rope_type", "type"] {
             match rope.string(key)? {
                 None | Some("default") => {}
+                Some("linear") if rope.get("factor").and_then(Value::as_f64) == Some(1.0) => {}
                 Some(other) => return Err(rope.unsupported(key, other, "default")),
             }
         }
