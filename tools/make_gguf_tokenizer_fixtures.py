@@ -401,6 +401,28 @@ def make():
     write_sentencepiece("gemma", "gemma3", model, ids, prefix=False, user_defined=GEMMA_USER)
     write_gpt2("gemma_as_gpt2", "gemma3", tokenizer, "default", named)
     compare(model, tokenizer)
+
+    # bigcode/starcoder and smallcloudai/Refact-1_6B: StarCoder's split is SmolLM's.
+    split = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
+    fill = ["<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>"]
+    config = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
+    for name, specials in (("starcoder", ["<|endoftext|>", *fill]), ("refact", [*fill, "<|endoftext|>", "<empty_output>"])):
+        made[name] = tokenizer = byte_level(split, specials, size=600 if name == "starcoder" else 500)
+        write_gpt2(name, "llama", tokenizer, name, config)
+
+    # microsoft/phi-2: GPT-2's split, and tokens for runs of spaces and tabs that are no special ones.
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    made["phi_2"] = tokenizer = byte_level(split, ["<|endoftext|>"], size=600)
+    runs = [" " * n for n in range(31, 1, -1)] + ["\t" * n for n in range(9, 1, -1)]
+    tokenizer.add_tokens([AddedToken(text, special=False, normalized=True) for text in runs])
+    write_gpt2("phi_2", "llama", tokenizer, "phi-2", config, padding=5)
+
+    # No model's: what llama.cpp does where a file names no split (LLAMA_VOCAB_PRE_TYPE_DEFAULT in src/llama-vocab.cpp).
+    steps = [r"[\p{P}\$\+<=>\^~\|]+", r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)", r"\p{N}+", "[0-9][0-9][0-9]"]
+    steps = [pre_tokenizers.Split(Regex(step), "isolated") for step in steps]
+    split = pre_tokenizers.Sequence([*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    made["default"] = tokenizer = byte_level(split, ["<|endoftext|>"], size=600)
+    write_gpt2("default", "llama", tokenizer, "default", config)
     return made
 
 
