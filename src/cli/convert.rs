@@ -21,7 +21,7 @@ use super::parse::{self, AdapterArg};
 #[derive(Args)]
 #[command(after_help = "\
 Types:
-  i2_s   GGUF for bitnet.cpp and ik_llama.cpp: 2 bits a weight
+  i2_s   GGUF for bitnet.cpp, and ik_llama.cpp's quantizer: 2 bits a weight
   tq2_0  GGUF for llama.cpp: 2.06 bits a weight
   tq1_0  GGUF for llama.cpp: 1.69 bits a weight
   hf     folder for transformers: 2 bits a weight

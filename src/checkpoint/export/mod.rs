@@ -11,7 +11,7 @@
 //!
 //! | format | read by | what it cannot hold |
 //! |---|---|---|
-//! | [`Format::I2S`] | bitnet.cpp, ik_llama.cpp (converts it when loading) | columns not a multiple of 128 |
+//! | [`Format::I2S`] | bitnet.cpp, ik_llama.cpp (through its quantizer) | columns not a multiple of 128 |
 //! | [`Format::Tq2`], [`Format::Tq1`] | llama.cpp, bitnet.cpp | columns not a multiple of 256 |
 //! | [`Format::Hf`] | transformers, and whatever reads its checkpoints | rows not a multiple of 4 |
 //!
