@@ -257,6 +257,7 @@ fn attention(c: &mut Criterion) {
                         batch: &batch,
                         heads,
                         scale: 0.09,
+                        window: None,
                         qkv: &qkv,
                         kv: &kv,
                         layer,

@@ -5,7 +5,8 @@
 //
 // 1. a thread has a key: its scores with all rows of the tile, a chain over the elements;
 // 2. a warp has a row: highest score, weights, and their sum, a chain over every 32nd key and then
-//    a tree over the lanes, neighbours first;
+//    a tree over the lanes, neighbours first; a weight that is less than zero says that the row
+//    does not see the key;
 // 3. a thread has four elements of the values and every `groups`th key, a chain for each row;
 // 4. a thread has four elements of a row's output: the sum over the groups, ascending.
 //
@@ -93,10 +94,16 @@ DEVICE void paged_attention(const AttentionArgs& a) {
         all_sum[thread] = 0.0f;
     }
     __syncthreads();
+    // The keys that any row sees.
+    u32 least = NONE;
     u32 most = 0;
-    for (u32 r = 0; r < rows; r++) most = max(most, seen_of[r]);
+    for (u32 r = 0; r < rows; r++) {
+        least = min(least, seen_of[r]);
+        most = max(most, seen_of[r]);
+    }
+    least = unseen_keys(a, least);
     const u32 blocks = (most + KEYS - 1) / KEYS;
-    const u32 first_block = a.parts ? blockIdx.y : 0;
+    const u32 first_block = least / KEYS + (a.parts ? blockIdx.y : 0);
     const u32 end_block = a.parts ? min(blocks, first_block + 1) : blocks;
     if (a.parts && first_block >= blocks) return;
 
@@ -143,7 +150,7 @@ DEVICE void paged_attention(const AttentionArgs& a) {
         if (thread < KEYS / PAGE) pages[thread] = tile.page(a, start / PAGE + thread);
         __syncthreads(); // and what was written to queries, to the cache, and read of sums
 
-        if (start + thread < most) {
+        if (start + thread < most && start + thread >= least) {
             float scores[ROWS] = {};
             const u32 page = pages[thread / PAGE];
             if (page == NONE) {
@@ -170,25 +177,25 @@ DEVICE void paged_attention(const AttentionArgs& a) {
 
         for (u32 r = thread / WARP; r < rows; r += WARPS) {
             const u32 lane = thread % WARP;
-            const u32 left = seen_of[r] > start ? seen_of[r] - start : 0;
+            const Seen sees(unseen_keys(a, seen_of[r]), seen_of[r], start, KEYS);
             float scores[KEYS / WARP];
             float highest = nothing_yet();
             for (int i = 0; i < int(KEYS / WARP); i++) {
                 const u32 key = lane + i * WARP;
-                scores[i] = key < left ? weights[r * KEYS + key] : nothing_yet();
+                scores[i] = sees(key) ? weights[r * KEYS + key] : unseen_score();
                 highest = fmaxf(highest, scores[i]); // of a number and NaN, the number
             }
             highest = reduce_warp(highest, [](float x, float y) { return fmaxf(x, y); });
             float sum = 0.0f;
             for (int i = 0; i < int(KEYS / WARP); i++) {
                 const u32 key = lane + i * WARP;
-                float weight = key < left ? exp_exact(scores[i] - highest) : 0.0f;
+                float weight = exp_exact(scores[i] - highest);
                 sum += weight;
                 if constexpr (SCALED<T>) {
                     const u32 page = pages[key / PAGE];
-                    if (key < left && page != NONE) weight *= *tile.scale(a, a.values, page * PAGE + key % PAGE);
+                    if (scores[i] != unseen_score() && page != NONE) weight *= *tile.scale(a, a.values, page * PAGE + key % PAGE);
                 }
-                weights[r * KEYS + key] = weight;
+                weights[r * KEYS + key] = scores[i] != unseen_score() ? weight : -1.0f;
             }
             sum = reduce_warp(sum, Add());
             if (lane == 0) {
@@ -200,20 +207,18 @@ DEVICE void paged_attention(const AttentionArgs& a) {
 
         if (group < groups) {
             float4 out[ROWS];
-            u32 left[ROWS];
-            for (int r = 0; r < ROWS; r++) {
-                out[r] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-                left[r] = seen_of[r] > start ? seen_of[r] - start : 0;
-            }
+            for (int r = 0; r < ROWS; r++) out[r] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            const u32 skipped = least > start ? (least - start) / groups * groups : 0;
             const u32 end = min(most - start, KEYS);
 #pragma unroll 2
-            for (u32 key = group; key < end; key += groups) {
+            for (u32 key = skipped + group; key < end; key += groups) {
                 const u32 page = pages[key / PAGE];
                 if (page == NONE) continue; // its weights are NaN, and so is their sum
                 const u32 slot = page * PAGE + key % PAGE;
                 const float4 v = load_four(cache_row(values, slot, tile.kv_head, a.kv, a.stride) + 4 * quad);
                 for (int r = 0; r < ROWS; r++) {
-                    if (key < left[r]) out[r] = scaled(weights[r * KEYS + key], v, out[r]);
+                    const float weight = weights[r * KEYS + key];
+                    if (!(weight < 0.0f)) out[r] = scaled(weight, v, out[r]);
                 }
             }
             for (int r = 0; r < ROWS; r++) sums[r * THREADS + thread] = out[r];
@@ -230,7 +235,7 @@ DEVICE void paged_attention(const AttentionArgs& a) {
             for (u32 g = 1; g < groups; g++) one = add(one, sums[r * THREADS + g * quads + q]);
             if (a.parts) {
                 const u32 head = tile.head + r % tile.heads;
-                const u64 part = (u64(tile.first) * a.query + head) * a.parts + block;
+                const u64 part = (u64(tile.first) * a.query + head) * a.parts + block - least / KEYS;
                 reinterpret_cast<float4*>(a.outs + part * a.stride)[q] = one;
                 if (q == 0) a.statistics[part] = make_float2(highest_of[r], sum_of[r]);
             } else {

@@ -14,7 +14,8 @@
 // factors of the scores in step 3 and of the weights in step 4, there divided by a power of two that
 // is above all of the row, so that they keep the range of f16; the sums are multiplied by it.
 //
-// A tile's row that sees less of a part than others has weights of zero there, which change nothing.
+// A tile's row that sees less of a part than others has weights of zero there, which change nothing;
+// of parts before the first that a row sees it has sums of zero, and joins to them what follows.
 // Two forms share this: a warp for each part of the keys (few rows), and a warp for each 16 rows.
 //
 // Operands are permuted so that a lane reads 16 bytes at a time from the cache as it is. In step 2
@@ -195,13 +196,14 @@ struct Factors {
     float down;
     float up;
 
-    DEVICE_METHOD Factors(const Scales& scales, u32 left) : scales(scales) {
+    template <typename Shows>
+    DEVICE_METHOD Factors(const Scales& scales, Shows shows) : scales(scales) {
         u32 most = 0;
 #pragma unroll
         for (int n = 0; n < 8; n++) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                if (8 * n + threadIdx.x % 4 * 2 + i < left) most = max(most, magnitude_bits(scales(n, i)));
+                if (shows(n, i)) most = max(most, magnitude_bits(scales(n, i)));
             }
         }
         most = max(most, __shfl_xor_sync(0xffffffffu, most, 1));
@@ -216,7 +218,8 @@ struct Factors {
 struct NoFactors {
     float up;
 
-    DEVICE_METHOD NoFactors(const NoScales&, u32) : up(1.0f) {}
+    template <typename Shows>
+    DEVICE_METHOD NoFactors(const NoScales&, Shows) : up(1.0f) {}
     DEVICE_METHOD float operator()(int, int) const { return 1.0f; }
 };
 template <typename T> struct CacheOf {
@@ -228,14 +231,18 @@ template <> struct CacheOf<i8> {
     typedef Factors Factoring;
 };
 
-// Step 3. `left` is how many keys of the part each row sees; a bad page makes NaN of its keys.
-template <typename T>
-DEVICE void soften(Weights& w, float (&scores)[8][4], const float (&factor)[2], const u32 (&left)[2],
+// Step 3. `sees` says which keys of the part each row sees; a bad page makes NaN of its keys. With
+// `MARK` the scores of those that it does not see say so from then on: which way costs less registers
+// depends on what else is in them.
+template <typename T, bool MARK>
+DEVICE void soften(Weights& w, float (&scores)[8][4], const float (&factor)[2], const Seen (&sees)[2],
     const bool (&bad)[2], const typename CacheOf<T>::Scaling& scales) {
     const u32 t = threadIdx.x % 4;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        const typename CacheOf<T>::Factoring weighs(scales, left[r]);
+        const auto shows = [&](int n, int i) {
+            return MARK ? scores[n][2 * r + i] != unseen_score() : sees[r](8 * n + 2 * t + i);
+        };
         float highest = nothing_yet();
 #pragma unroll
         for (int n = 0; n < 8; n++) {
@@ -243,12 +250,14 @@ DEVICE void soften(Weights& w, float (&scores)[8][4], const float (&factor)[2], 
             for (int i = 0; i < 2; i++) {
                 float& score = scores[n][2 * r + i];
                 score = (n < 4 ? bad[0] : bad[1]) ? __uint_as_float(NAN_BITS) : score * factor[r];
+                if (MARK && !sees[r](8 * n + 2 * t + i)) score = unseen_score();
                 // Of a number and NaN, the number.
-                if (8 * n + 2 * t + i < left[r]) highest = fmaxf(highest, score);
+                if (MARK || shows(n, i)) highest = fmaxf(highest, score);
             }
         }
         highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, 1));
         highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, 2));
+        const typename CacheOf<T>::Factoring weighs(scales, shows);
         float sum = 0.0f;
 #pragma unroll
         for (int n = 0; n < 8; n++) {
@@ -257,11 +266,11 @@ DEVICE void soften(Weights& w, float (&scores)[8][4], const float (&factor)[2], 
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 const float weight = exp_exact(scores[n][2 * r + i] - highest) * 32768.0f;
-                const float seen = 8 * n + 2 * t + i < left[r] ? weight : 0.0f;
+                const float seen = shows(n, i) ? weight : 0.0f;
                 sum += seen;
                 float weighed = seen;
                 // A scale that the row does not see may be anything.
-                if constexpr (SCALED<T>) weighed = seen * (8 * n + 2 * t + i < left[r] ? weighs(n, i) : 0.0f);
+                if constexpr (SCALED<T>) weighed = seen * (shows(n, i) ? weighs(n, i) : 0.0f);
                 high[i] = float_to_half(weighed);
                 low[i] = float_to_half(weighed - half_to_float(high[i]));
             }
@@ -293,10 +302,10 @@ DEVICE void scale_sums(float (&one)[8][4], const Weights& w) {
 }
 
 // Takes NaN out of staged values of which some rows of the block see less than others, and notes for
-// each column the first key that had one: zero times NaN would reach rows that do not see it. Looks
-// at keys `from ..` of a part. `nan_of` holds PART where there is none.
+// each column, a bit each, the keys that had one: zero times NaN would reach rows that do not see it.
+// Looks at keys `from ..` of a part.
 template <int CHUNKS>
-DEVICE void take_nan_out(u8* values, u32* nan_of, u32& found, u32 from) {
+DEVICE void take_nan_out(u8* values, u64* nan_of, u32& found, u32 from) {
 #pragma unroll 1
     for (u32 i = from * 8 * CHUNKS + threadIdx.x; i < PART * 8 * CHUNKS; i += MMA_THREADS) {
         const u32 row = i / (8 * CHUNKS);
@@ -309,7 +318,7 @@ DEVICE void take_nan_out(u8* values, u32* nan_of, u32& found, u32 from) {
         for (u32 e = 0; e < 8; e++) {
             if ((at[e] & 0x7c00u) != 0x7c00u) continue;
             at[e] = 0;
-            atomicMin(&nan_of[8 * piece + e], row);
+            atomicOr(&nan_of[8 * piece + e], u64(1) << row);
             found = 1;
         }
     }
@@ -391,18 +400,21 @@ DEVICE void by_keys(const AttentionArgs& a) {
     const u32 token = tile.first;
     const u32 rows = tile.heads;
     const u32 seen = tile.seen(a, token);
+    const u32 unseen = unseen_keys(a, seen);
     float* output = a.output + (u64(token) * a.query + tile.head) * a.dim;
     if (seen == 0 && a.parts == 0) {
         for (u32 i = threadIdx.x; i < rows * a.dim; i += WARPS * WARP) output[i] = 0.0f;
     }
     const u32 blocks = (seen + WARPS * PART - 1) / (WARPS * PART);
-    const u32 first_block = a.parts ? blockIdx.y : 0;
+    const u32 base = unseen / (WARPS * PART);
+    const u32 first_block = base + (a.parts ? blockIdx.y : 0);
     const u32 end_block = a.parts ? min(blocks, first_block + 1) : blocks;
 
     for (u32 block = first_block; block < end_block; block++) {
         const u32 part = block * WARPS + warp;
         const u32 start = part * PART;
-        const u32 visible = start < seen ? min(seen - start, PART) : 0;
+        const Seen of_part(unseen, seen, start, PART);
+        const u32 visible = of_part.count > 0 ? of_part.from + of_part.count : 0;
         // Where the append is fused, the last key and value come from qkv, and go to the cache.
         const u32 slot = a.slots ? a.slots[token] : NONE;
         const bool has_new = visible > 0 && start + visible == seen && slot < a.pages * PAGE;
@@ -421,7 +433,7 @@ DEVICE void by_keys(const AttentionArgs& a) {
                 const u32 piece = i % PIECES;
                 if (has_new && row == cached) continue;
                 const u32 of = row < PAGE ? page[0] : page[1];
-                const bool there = row < cached && of != NONE && ELEMENTS * piece < a.stride;
+                const bool there = of_part(row) && of != NONE && ELEMENTS * piece < a.stride;
                 const u32 from = there ? of * PAGE + row % PAGE : 0;
                 const T* source = cache_row(static_cast<T*>(a.values), from, tile.kv_head, a.kv, a.stride);
                 u8* to = values + row * ROW;
@@ -495,24 +507,26 @@ DEVICE void by_keys(const AttentionArgs& a) {
             T* keys = static_cast<T*>(a.keys);
             const T* first_page = cache_row(keys, bad[0] ? 0 : page[0] * PAGE, tile.kv_head, a.kv, a.stride);
             const T* second_page = cache_row(keys, bad[1] ? 0 : page[1] * PAGE, tile.kv_head, a.kv, a.stride);
+            // Keys that the row does not see may be read, and are where that saves a register.
+            const auto reads = [&](u32 row) { return CHUNKS == 2 ? row < visible : of_part(row); };
             float scores[8][4];
             score<CHUNKS, AHEAD>(scores, high, low, [&](int n, int c) {
                 const u32 row = 8 * n + g;
                 const u32 element = 32 * c + 8 * t;
                 const T* of_cache = (n < 4 ? first_page : second_page) + row % PAGE * a.stride;
                 if constexpr (SCALED<T>) {
-                    const bool there = row < visible && !(n < 4 ? bad[0] : bad[1]) && element < a.stride;
+                    const bool there = reads(row) && !(n < 4 ? bad[0] : bad[1]) && element < a.stride;
                     if (there && row < cached) return load_halves(of_cache + element);
                     return there ? load_halves(new_key + element) : make_uint4(0, 0, 0, 0);
                 } else {
                     // Generic addresses: of the cache, or of shared memory.
                     const u16* from = row < cached ? of_cache : new_key;
-                    const bool there = row < visible && !(n < 4 ? bad[0] : bad[1]) && element < a.stride;
+                    const bool there = reads(row) && !(n < 4 ? bad[0] : bad[1]) && element < a.stride;
                     return there ? *reinterpret_cast<const uint4*>(from + element) : make_uint4(0, 0, 0, 0);
                 }
             });
             const float factor[2] = {factors[g], factors[g + 8]};
-            const u32 left[2] = {visible, visible};
+            const Seen sees[2] = {of_part, of_part};
             Weights w;
             if constexpr (SCALED<T>) {
                 Scales scales(a, tile, a.keys, page);
@@ -520,13 +534,13 @@ DEVICE void by_keys(const AttentionArgs& a) {
                 scale_scores(scores, scales);
                 scales = Scales(a, tile, a.values, page);
                 if (has_new) scales.set(cached, new_scales[1]);
-                soften<T>(w, scores, factor, left, bad, scales);
+                soften<T, false>(w, scores, factor, sees, bad, scales);
             } else {
-                soften<T>(w, scores, factor, left, bad, NoScales());
+                soften<T, false>(w, scores, factor, sees, bad, NoScales());
             }
             copy_async_wait<0>();
             __syncwarp();
-            const u64 place = (u64(token) * a.query + tile.head) * a.parts + part;
+            const u64 place = (u64(token) * a.query + tile.head) * a.parts + part - base * WARPS;
 #pragma unroll 1
             for (int chunk = 0; chunk < CHUNKS; chunk++) {
                 float one[8][4];
@@ -557,13 +571,14 @@ DEVICE void by_keys(const AttentionArgs& a) {
 
         __syncthreads();
         const u32 parts = min(WARPS, (seen - block * WARPS * PART + PART - 1) / PART);
+        const u32 first = block == base ? unseen / PART % WARPS : 0;
         for (u32 i = threadIdx.x; i < rows * QUADS; i += WARPS * WARP) {
             const u32 row = i / QUADS;
             const u32 quad = i % QUADS;
             float4 out = all[i];
             float highest = all_highest[row];
             float sum = all_sum[row];
-            for (u32 p = 0; p < parts; p++) {
+            for (u32 p = first; p < parts; p++) {
                 const Join join(highest, highest_of[p][row]);
                 const float4 one = *sums(p, row, quad);
                 out = make_float4(join(out.x, one.x), join(out.y, one.y), join(out.z, one.z), join(out.w, one.w));
@@ -579,7 +594,7 @@ DEVICE void by_keys(const AttentionArgs& a) {
         }
         __syncthreads();
         if (threadIdx.x < rows) {
-            for (u32 p = 0; p < parts; p++) {
+            for (u32 p = first; p < parts; p++) {
                 const Join join(all_highest[threadIdx.x], highest_of[p][threadIdx.x]);
                 all_sum[threadIdx.x] = join(all_sum[threadIdx.x], sum_of[p][threadIdx.x]);
                 all_highest[threadIdx.x] = join.highest;
@@ -632,7 +647,7 @@ DEVICE void by_rows(const AttentionArgs& a) {
     __shared__ float all_sum[MMA_THREADS / WARP][TILE];
     // Pages of a part, in turns with those of the next.
     __shared__ u32 pages[2][PART / PAGE];
-    __shared__ u32 nan_of[64 * CHUNKS];
+    __shared__ u64 nan_of[64 * CHUNKS];
     __shared__ u32 nan_found;
     const u32 warp = threadIdx.x / WARP;
     const u32 lane = threadIdx.x % WARP;
@@ -653,7 +668,7 @@ DEVICE void by_rows(const AttentionArgs& a) {
     for (u32 r = threadIdx.x; r < ROWS; r += MMA_THREADS) {
         seen_of[r] = r < rows ? tile.seen(a, tile.first + r / tile.heads) : 0;
     }
-    if (threadIdx.x < PART / PAGE) pages[0][threadIdx.x] = tile.page(a, threadIdx.x);
+    if (a.window == NONE && threadIdx.x < PART / PAGE) pages[0][threadIdx.x] = tile.page(a, threadIdx.x);
     __syncthreads();
     // What each row of the block sees, any of them, and any of the warp's.
     u32 least = NONE;
@@ -664,7 +679,12 @@ DEVICE void by_rows(const AttentionArgs& a) {
         most = max(most, seen_of[r]);
         if (r / TILE == first_row / TILE) warp_most = max(warp_most, seen_of[r]);
     }
-    if (most > 0) stage<T, CHUNKS, true>(keys, a, tile, pages[0], min(most, PART));
+    const u32 first = unseen_keys(a, least) / PART * PART;
+    if (a.window != NONE) {
+        if (threadIdx.x < PART / PAGE) pages[first / PART % 2][threadIdx.x] = tile.page(a, first / PAGE + threadIdx.x);
+        __syncthreads();
+    }
+    if (most > 0) stage<T, CHUNKS, true>(keys, a, tile, pages[first / PART % 2], min(most - first, PART));
 
     if (first_chunk == 0) {
         for (u32 r = 0; r < TILE; r++) {
@@ -688,18 +708,18 @@ DEVICE void by_rows(const AttentionArgs& a) {
         }
     }
 
-    for (u32 start = 0; start < most; start += PART) {
+    for (u32 start = first; start < most; start += PART) {
         const u32 visible = min(most - start, PART);
         const u32 next = start + PART;
         const u32 (&page)[2] = pages[start / PART % 2];
         u32 (&next_page)[2] = pages[next / PART % 2];
-        const bool sees = start < warp_most;
+        const bool warp_sees = start < warp_most;
         // Integers are never NaN.
-        const bool masked = !SCALED<T> && least < start + visible;
-        u32 left[2];
+        const bool masked = !SCALED<T> && (least < start + visible || unseen_keys(a, most) > start);
+        Seen sees[2];
         for (int r = 0; r < 2; r++) {
             const u32 seen = seen_of[first_row + g + 8 * r];
-            left[r] = seen > start ? min(seen - start, PART) : 0;
+            sees[r] = Seen(unseen_keys(a, seen), seen, start, PART);
         }
 
         copy_async_wait<0>();
@@ -708,12 +728,12 @@ DEVICE void by_rows(const AttentionArgs& a) {
         u32 found = 0;
         if (threadIdx.x < PART / PAGE) found = tile.page(a, next / PAGE + threadIdx.x);
         if (masked) {
-            for (u32 i = threadIdx.x; i < 64 * CHUNKS; i += MMA_THREADS) nan_of[i] = PART;
+            for (u32 i = threadIdx.x; i < 64 * CHUNKS; i += MMA_THREADS) nan_of[i] = 0;
             nan_found = 0;
         }
         Weights w;
         Join join[2];
-        if (sees) {
+        if (warp_sees) {
             float scores[8][4];
             score<CHUNKS, 0>(scores, high, low, [&](int n, int c) {
                 return load_piece(keys + lane_of_key<CHUNKS>(c) + 8 * n * ROW);
@@ -723,9 +743,9 @@ DEVICE void by_rows(const AttentionArgs& a) {
             const bool bad[2] = {page[0] == NONE, visible > PAGE && page[1] == NONE};
             if constexpr (SCALED<T>) {
                 scale_scores(scores, Scales(a, tile, a.keys, page));
-                soften<T>(w, scores, factor, left, bad, Scales(a, tile, a.values, page));
+                soften<T, true>(w, scores, factor, sees, bad, Scales(a, tile, a.values, page));
             } else {
-                soften<T>(w, scores, factor, left, bad, NoScales());
+                soften<T, true>(w, scores, factor, sees, bad, NoScales());
             }
             float sum[2];
             for (int r = 0; r < 2; r++) {
@@ -743,10 +763,11 @@ DEVICE void by_rows(const AttentionArgs& a) {
         __syncthreads(); // values are there, and keys have been used
         if (next < most) stage<T, CHUNKS, true>(keys, a, tile, next_page, min(most - next, PART));
         if (masked) {
-            take_nan_out<CHUNKS>(values, nan_of, nan_found, least > start ? least - start : 0);
+            const u32 of_all = unseen_keys(a, most) > start || least < start ? 0 : least - start;
+            take_nan_out<CHUNKS>(values, nan_of, nan_found, of_all);
             __syncthreads();
         }
-        if (!sees) continue;
+        if (!warp_sees) continue;
 #pragma unroll
         for (int c = 0; c < OWN; c++) {
             float one[8][4];
@@ -760,14 +781,16 @@ DEVICE void by_rows(const AttentionArgs& a) {
         }
         if constexpr (!SCALED<T>) {
             if (!masked || nan_found == 0) continue;
+            u64 seen[2];
+            for (int r = 0; r < 2; r++) seen[r] = sees[r].count > 0 ? ~u64(0) >> (PART - sees[r].count) << sees[r].from : 0;
 #pragma unroll
             for (int c = 0; c < OWN; c++) {
 #pragma unroll
                 for (int j = 0; j < 8; j++) {
 #pragma unroll
                     for (int i = 0; i < 4; i++) {
-                        const u32 key = nan_of[64 * (first_chunk + c) + 16 * t + 8 * (i % 2) + j];
-                        if (key < left[i / 2]) all[c][j][i] = __uint_as_float(NAN_BITS);
+                        const u64 nan = nan_of[64 * (first_chunk + c) + 16 * t + 8 * (i % 2) + j];
+                        if (nan & seen[i / 2]) all[c][j][i] = __uint_as_float(NAN_BITS);
                     }
                 }
             }

@@ -646,8 +646,11 @@ struct Int8Row {
 // highest)` and with these weights the sum of the values; parts are joined in ascending order, by
 // what stands here, so parts that are taken in a loop or by blocks of their own give the same bits.
 
-// The highest score of no keys.
-DEVICE float nothing_yet() { return -__uint_as_float(INFINITE_BITS); }
+// The highest score of no keys: the lowest number, so that no keys may be joined to no keys.
+DEVICE float nothing_yet() { return -__uint_as_float(INFINITE_BITS - 1); }
+
+// The score of a key that a row does not see: its weight is 0.
+DEVICE float unseen_score() { return -__uint_as_float(INFINITE_BITS); }
 
 struct Join {
     float highest;
@@ -702,10 +705,11 @@ struct AttentionArgs {
     // Rows of `cos` and `sin`.
     u32 context;
     float scale;
-    u32 padding;
+    // Keys that a query sees at most, the latest; NONE where it sees all.
+    u32 window;
 };
 
-// Keys that a token sees, if it is one of the sequence's; 0 of padding.
+// Keys up to that of a token, its own among them, if it is one of the sequence's; 0 of padding.
 DEVICE u32 seen_keys(const AttentionArgs& a, u32 sequence, u32 token) {
     if (sequence >= a.sequence_count) return 0;
     const bool belongs = a.tokens == 0
@@ -713,6 +717,22 @@ DEVICE u32 seen_keys(const AttentionArgs& a, u32 sequence, u32 token) {
         : a.sequences[token] == sequence;
     return belongs ? min(a.positions[token], max(a.max_pages * PAGE, 1u) - 1) + 1 : 0;
 }
+
+// How many of them are too far back for it to see.
+DEVICE u32 unseen_keys(const AttentionArgs& a, u32 seen) { return seen > a.window ? seen - a.window : 0; }
+
+// Keys of a part or block that a row sees: `from` and the `count - 1` after it.
+struct Seen {
+    u32 from;
+    u32 count;
+
+    DEVICE_METHOD Seen() {}
+    // Of those from `start` on, where a row sees those below `seen` that are not below `unseen`.
+    DEVICE_METHOD Seen(u32 unseen, u32 seen, u32 start, u32 size)
+        : from(unseen > start ? min(unseen - start, size) : 0),
+          count((seen > start ? min(seen - start, size) : 0) - from) {}
+    DEVICE_METHOD bool operator()(u32 key) const { return key - from < count; }
+};
 
 // What a block of threads works on: tokens `first ..` of a sequence, times query heads `head ..`
 // that share a key/value head. Row `r` is token `r / heads`, head `r % heads`.
@@ -765,7 +785,7 @@ struct AttentionTile {
         tokens = first < end ? min(a.tokens, end - first) : 0;
     }
 
-    // Keys that a token of the tile sees.
+    // Keys up to that of a token of the tile.
     DEVICE_METHOD u32 seen(const AttentionArgs& a, u32 token) const { return seen_keys(a, sequence, token); }
 
     // The number of a page of the sequence; `NONE` where the table has no page of the cache.

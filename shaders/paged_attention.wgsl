@@ -30,12 +30,14 @@ struct Params {
     // Query heads of a tile, and tiles of a key/value head.
     tile: u32,
     tiles: u32,
-    // Blocks: of the grid where they are split, else that a sequence may have.
+    // Blocks of the grid where they are split.
     blocks: u32,
     // Rows of the tables of the rotation.
     context: u32,
     // What scores are multiplied by, 1 / ln 2 included.
     scale: f32,
+    // Keys that a token sees at most, the latest; NONE where it sees all.
+    window: u32,
 }
 var<immediate> p: Params;
 
@@ -175,8 +177,9 @@ fn scored(scores: vec4<f32>, quad: u32, key: vec4<f32>) -> vec4<f32> {
 struct Work {
     sequence: u32,
     kv_head: u32,
-    // Keys that the token sees.
+    // Keys up to the token's own, and how many of them are too far back for it to see.
     seen: u32,
+    unseen: u32,
     // Whether the last of them is that in workgroup memory.
     is_new: bool,
 }
@@ -186,6 +189,8 @@ fn block_state(work: Work, block: u32, thread: Thread) -> State {
     let seen = min(work.seen - block * BLOCK, BLOCK);
     let holds_new = FUSED == 1u && work.is_new && seen + block * BLOCK == work.seen;
     let cached = select(seen, seen - 1u, holds_new);
+    let unseen = max(work.unseen, block * BLOCK) - block * BLOCK;
+    let sees = thread.index >= unseen && thread.index < seen;
 
     if (thread.index < BLOCK_PAGES) {
         let index = block * BLOCK_PAGES + thread.index;
@@ -198,7 +203,7 @@ fn block_state(work: Work, block: u32, thread: Thread) -> State {
     workgroupBarrier();
 
     var scores = vec4<f32>();
-    if (thread.index < cached) {
+    if (sees && thread.index < cached) {
         let page = block_pages[thread.index / PAGE];
         if (page == NONE) {
             scores = vec4<f32>(bitcast<f32>(NAN_BITS | (page & 1u)));
@@ -208,14 +213,14 @@ fn block_state(work: Work, block: u32, thread: Thread) -> State {
                 scores = scored(scores, quad, load_key(at + quad * PAGE));
             }
         }
-    } else if (thread.index < seen) {
+    } else if (sees) {
         for (var quad = 0u; quad < p.quads; quad++) {
             scores = scored(scores, quad, new_key[quad]);
         }
     }
 
     var order = vec4<u32>();
-    if (thread.index < seen) {
+    if (sees) {
         for (var h = 0u; h < QUERIES; h++) {
             order[h] = ordered(scores[h]);
         }
@@ -225,7 +230,7 @@ fn block_state(work: Work, block: u32, thread: Thread) -> State {
     var weights = vec4<f32>();
     for (var h = 0u; h < QUERIES; h++) {
         highest[h] = from_ordered(order_most[h]);
-        if (thread.index < seen) {
+        if (sees) {
             weights[h] = softmax_weight(scores[h], highest[h]);
         }
     }
@@ -237,7 +242,9 @@ fn block_state(work: Work, block: u32, thread: Thread) -> State {
     let group = thread.index / p.quads;
     var sums = array<vec4<f32>, 4>();
     if (group < p.groups) {
-        for (var key = group; key < cached; key += p.groups) {
+        // The first of the group's keys that the token sees.
+        let skipped = (max(unseen, group) - group + p.groups - 1u) / p.groups;
+        for (var key = group + skipped * p.groups; key < cached; key += p.groups) {
             let page = min(block_pages[key / PAGE], p.pages - 1u);
             let value = load_value(value_at(page, work.kv_head, quad, key % PAGE));
             let weight = bitcast<vec4<f32>>(shared_bits[key]);
@@ -314,7 +321,11 @@ fn main(thread: Thread) {
         belongs = token >= query_starts[sequence] && token < query_starts[sequence + 1u];
     }
     let position = positions[token];
-    let blocks = min(position / BLOCK + 1u, p.blocks);
+    let seen = min(position, most_keys(p.max_pages) - 1u) + 1u;
+    let unseen = max(seen, p.window) - p.window;
+    let blocks = (seen - 1u) / BLOCK + 1u;
+    let first_block = unseen / BLOCK;
+    block += first_block;
     if (!belongs) {
         if (SPLIT == 0u && head < heads) {
             store_output(token, first_head + head, quad, vec4<f32>());
@@ -338,7 +349,7 @@ fn main(thread: Thread) {
         }
         queries[thread.index] = query * p.scale;
     }
-    var work = Work(sequence, kv_head, min(position, p.blocks * BLOCK - 1u) + 1u, false);
+    var work = Work(sequence, kv_head, seen, unseen, false);
     if (FUSED == 1u) {
         let slot = sequences_or_slots[token];
         // The block of the new key, if this workgroup has it.
@@ -359,7 +370,7 @@ fn main(thread: Thread) {
     if (SPLIT == 1u) {
         let state = block_state(work, block, thread);
         if (head < QUERIES) {
-            let at = (place * p.blocks + block) * QUERIES + head;
+            let at = (place * p.blocks + block - first_block) * QUERIES + head;
             let first = 4u * at * (p.quads + 1u);
             if (quad == 0u) {
                 output[first] = state.highest;
@@ -372,8 +383,8 @@ fn main(thread: Thread) {
             output[to + 3u] = state.out.w;
         }
     } else {
-        var state = block_state(work, 0u, thread);
-        for (block = 1u; block < blocks; block++) {
+        var state = block_state(work, first_block, thread);
+        for (block = first_block + 1u; block < blocks; block++) {
             state = join(state, block_state(work, block, thread));
         }
         if (head < heads) {

@@ -15,6 +15,10 @@ struct Params {
     pitch: u32,
     // Blocks that each has memory for.
     blocks: u32,
+    // Row length of the page table.
+    max_pages: u32,
+    // Keys that a token sees at most, the latest; NONE where it sees all.
+    window: u32,
 }
 var<immediate> p: Params;
 
@@ -51,7 +55,9 @@ fn main(thread: Thread) {
     }
     var x = vec4<f32>();
     if (belongs) {
-        let blocks = min(positions[token] / BLOCK + 1u, p.blocks);
+        let seen = min(positions[token], most_keys(p.max_pages) - 1u) + 1u;
+        let first_block = (max(seen, p.window) - p.window) / BLOCK;
+        let blocks = min((seen - 1u) / BLOCK + 1u - first_block, p.blocks);
         let first = place * p.blocks * p.pitch + head;
         var state = state_of(first, quad);
         for (var block = 1u; block < blocks; block++) {

@@ -8,6 +8,8 @@ use checkpoint_base::{
     Base, FFN, HEAD_DIM, HEADS, HIDDEN, KV_HEADS, LAYERS, PROJECTIONS, VOCABULARY, embedding,
     floats, multiplier, weight,
 };
+use std::path::Path;
+
 use serde_json::json;
 use trine::backend::ops::{Activation, Heads};
 use trine::checkpoint::{Checkpoint, Files, open, open_files};
@@ -49,6 +51,54 @@ fn check_codes(checkpoint: &Checkpoint, scale: impl Fn(usize, &str) -> f32) {
             }
         }
     }
+}
+
+/// Windows by the rules of transformers' configuration classes.
+#[test]
+fn layers_have_the_windows_of_their_config() {
+    let of = |name: &str, changes: serde_json::Value| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
+        let read = |name: &str| std::fs::read(folder.join(name)).expect(name);
+        let mut config: serde_json::Value =
+            serde_json::from_slice(&read("config.json")).expect("a config");
+        for (key, value) in changes.as_object().expect("changes") {
+            config[key] = value.clone();
+        }
+        let files = vec![
+            ("config.json".to_owned(), SharedBytes::new(config.to_string().into_bytes())),
+            ("model.safetensors".to_owned(), SharedBytes::new(read("model.safetensors"))),
+        ];
+        let checkpoint = open_files(Files::Memory { label: "".into(), files });
+        checkpoint.map_err(|error| error.to_string()).map(|checkpoint| {
+            let local = checkpoint.config().attention.local.clone();
+            local.map(|local| (local.window.get(), local.rope_theta, local.layers))
+        })
+    };
+    let qwen = |changes| of("qwen3_embedding", changes);
+    let two = json!(["sliding_attention", "full_attention"]);
+    let (on, off) = (true, false);
+    assert_eq!(qwen(json!({ "sliding_window": 24, "max_window_layers": 0 })), Ok(None));
+    let by_number = json!({ "use_sliding_window": on, "sliding_window": 24,
+                            "max_window_layers": 1, "layer_types": null });
+    assert_eq!(qwen(by_number), Ok(Some((24, 1e6, vec![false, true]))));
+    let by_name = json!({ "use_sliding_window": on, "sliding_window": 24, "layer_types": two });
+    assert_eq!(qwen(by_name), Ok(Some((24, 1e6, vec![true, false]))));
+    for (switch, window) in [(off, json!(24)), (on, json!(null))] {
+        let none =
+            json!({ "use_sliding_window": switch, "sliding_window": window, "layer_types": two });
+        let error = qwen(none).unwrap_err();
+        assert!(error.contains("layer_types: sliding_attention is not supported"), "{error}");
+    }
+
+    let gemma = |changes| of("gemma3_windows", changes);
+    assert_eq!(gemma(json!({})), Ok(Some((12, 100.0, vec![true, false, true]))));
+    let pattern = json!({ "sliding_window_pattern": 3 });
+    assert_eq!(gemma(pattern), Ok(Some((12, 100.0, vec![true, true, false]))));
+    assert_eq!(gemma(json!({ "sliding_window_pattern": 1 })), Ok(None));
+    let error = gemma(json!({ "sliding_window": 0 })).unwrap_err();
+    assert!(error.contains("sliding_window: 0 is not supported"), "{error}");
+    let error = gemma(json!({ "sliding_window": -3 })).unwrap_err();
+    assert!(error.contains("sliding_window: expected an integer"), "{error}");
 }
 
 #[test]

@@ -228,6 +228,28 @@ common::backend_tests! {
         }
     }
 
+    fn attention_in_windows_agrees<B>(open) {
+        let mut backend = Checked::new(open());
+        for (i, &kv_type) in kv_types::<B>().iter().enumerate() {
+            let shapes = [(4, 2, 6), (3, 3, 64), (2, 1, 128)];
+            for (j, (query, kv, dim)) in shapes.into_iter().enumerate() {
+                let heads = Heads { query, kv, dim };
+                let windows: [&[usize]; 3] = [&[1, 32], &[2, 33, 70], &[31, 60]];
+                for &window in windows[(i + j) % 3] {
+                    Attention::new(heads, kv_type, false, &[3, 33, 65])
+                        .windowed(window)
+                        .run(&mut backend, 12);
+                }
+            }
+            let heads = Heads { query: 4, kv: 2, dim: 16 };
+            for window in [40, [1, 255, 257][i % 3], 300] {
+                Attention::new(heads, kv_type, false, &[257, 600])
+                    .windowed(window)
+                    .run(&mut backend, 2);
+            }
+        }
+    }
+
     /// With one key the softmax is 1, so the answer is the value as the cache holds it.
     fn a_query_with_one_key_answers_its_value<B>(open) {
         let mut backend = open();
@@ -238,6 +260,18 @@ common::backend_tests! {
             let expected: Vec<f32> =
                 (0..4).flat_map(|head| cached_head(&values[head / 2 * 6..][..6], kv_type)).collect();
             assert_eq!(test.run(&mut backend, 1), expected, "{kv_type:?}");
+            // One key of many: the query's own.
+            let test = Attention::new(heads, kv_type, false, &[75]).windowed(1);
+            let width = heads.qkv_width();
+            for (row, found) in test.qkv[5 * width..].chunks(width).zip(
+                test.run(&mut backend, 70).chunks(heads.output_width())
+            ) {
+                let values = &row[heads.output_width() + heads.kv * heads.dim..];
+                let expected: Vec<f32> = (0..4)
+                    .flat_map(|head| cached_head(&values[head / 2 * 6..][..6], kv_type))
+                    .collect();
+                assert_eq!(found, expected, "{kv_type:?}");
+            }
         }
     }
 

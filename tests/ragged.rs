@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::num::NonZeroUsize;
+
 use common::attention::kv_types;
 use common::model::{RandomModel, awkward_models, roomy, small_model};
 use common::rng::Rng;
@@ -192,18 +194,21 @@ common::backend_tests! {
     }
 
     fn chunks_across_blocks_of_keys_change_nothing<B>(open) {
-        let model = small_model();
-        let reserve =
-            Reserve { context: 320, step_tokens: 320, kv_type: KvType::F16, ..roomy() };
-        let prompt = Rng::new(4).tokens(300, model.config.vocabulary);
-        let options = options(300, 1);
-        let expected = alone(open, &model, reserve, &prompt, &options, 2);
-        let pages: Vec<u32> = (0..10).rev().collect();
-        for chunks in [vec![255, 1, 1, 43], vec![256], vec![257], vec![100]] {
-            let sequence =
-                Sequence { chunks, options: options.clone(), ..Sequence::new(2, &pages, &prompt) };
-            let found = run(&mut load(open(), &model, reserve), &[sequence], 2);
-            assert_eq!(found, std::slice::from_ref(&expected));
+        let mut windowed = awkward_models().swap_remove(7);
+        windowed.config.attention.local.as_mut().unwrap().window = NonZeroUsize::new(90).unwrap();
+        for model in [small_model(), windowed] {
+            let reserve =
+                Reserve { context: 320, step_tokens: 320, kv_type: KvType::F16, ..roomy() };
+            let prompt = Rng::new(4).tokens(300, model.config.vocabulary);
+            let options = options(300, 1);
+            let expected = alone(open, &model, reserve, &prompt, &options, 2);
+            let pages: Vec<u32> = (0..10).rev().collect();
+            for chunks in [vec![255, 1, 1, 43], vec![256], vec![257], vec![100]] {
+                let options = options.clone();
+                let sequence = Sequence { chunks, options, ..Sequence::new(2, &pages, &prompt) };
+                let found = run(&mut load(open(), &model, reserve), &[sequence], 2);
+                assert_eq!(found, std::slice::from_ref(&expected));
+            }
         }
     }
 

@@ -4,6 +4,11 @@
 //
 // Scores are in units of ln 2, so that `exp2` makes weights of them.
 
+// Keys of as many blocks as a row of the page table has pages for.
+fn most_keys(max_pages: u32) -> u32 {
+    return max((max_pages * PAGE_TOKENS + KEY_BLOCK - 1u) / KEY_BLOCK, 1u) * KEY_BLOCK;
+}
+
 // Of one head after some blocks: the highest score, the sum of `exp2(score − highest)`, and with
 // these weights the sum of four elements of the values.
 struct State {

@@ -3,6 +3,8 @@
 //! `rows`, where an op has it, is the number of rows it works on; buffers may be longer. `T`, `S`
 //! and `R` are the tokens, sequences and logit rows of the step's [`StepKey`](super::StepKey).
 
+use std::num::NonZeroUsize;
+
 use super::{Backend, Element};
 use crate::error::RunError;
 
@@ -327,8 +329,9 @@ pub struct RopeAppendKv<'a, B: Backend> {
     pub layer: usize,
 }
 
-/// Causal attention of each query over the keys and values of its sequence, positions `0 ..=` its
-/// own, found through the page table: `softmax(q·k · scale) · v` per head, in f32.
+/// Causal attention of each query over the keys and values of its sequence, positions
+/// [`first_key`]` ..=` its own, found through the page table: `softmax(q·k · scale) · v` per head, in
+/// f32.
 ///
 /// Keys are taken in blocks of [`KEY_BLOCK`](super::KEY_BLOCK) aligned to absolute positions, and
 /// blocks are combined in ascending order, so that a query's result depends on its sequence alone.
@@ -343,6 +346,8 @@ pub struct PagedAttention<'a, B: Backend> {
     pub heads: Heads,
     /// `1 / sqrt(dim)` for most families.
     pub scale: f32,
+    /// How many keys a query sees, the latest, its own among them; all if absent.
+    pub window: Option<NonZeroUsize>,
     /// `[T, qkv_width]`, of which the rotated queries are read.
     pub qkv: &'a B::Buffer<f32>,
     /// The cache, this step's keys and values included.
@@ -351,6 +356,13 @@ pub struct PagedAttention<'a, B: Backend> {
     pub layer: usize,
     /// `[T, output_width]`; rows of padding are zeros.
     pub output: &'a mut B::Buffer<f32>,
+}
+
+/// The first position whose key a query at `position` sees: with a window of `w` keys it sees those
+/// with `position − w < key ≤ position`. (transformers' `sliding_window_causal_mask_function`;
+/// arXiv 2004.05150, section 3.1.)
+pub fn first_key(window: Option<NonZeroUsize>, position: usize) -> usize {
+    window.map_or(0, |window| (position + 1).saturating_sub(window.get()))
 }
 
 /// The activation of a gated feed-forward network.

@@ -474,7 +474,8 @@ impl Record<Reference> for ReferenceRecorder {
             let pages = &op.batch.page_table[s * op.batch.max_pages..][..op.batch.max_pages];
             let starts = &op.batch.query_starts;
             for t in starts[s] as usize..starts[s + 1] as usize {
-                let slots: Vec<usize> = (0..=op.batch.positions[t] as usize)
+                let position = op.batch.positions[t] as usize;
+                let slots: Vec<usize> = (ops::first_key(op.window, position)..=position)
                     .map(|p| pages[p / PAGE_TOKENS] as usize * PAGE_TOKENS + p % PAGE_TOKENS)
                     .collect();
                 for h in 0..query {

@@ -173,6 +173,7 @@ fn about(files: &ModelFiles) -> Vec<Vec<String>> {
         row("heads", format!("{} query, {} key/value, of {}", heads.query, heads.kv, heads.dim)),
         row("vocabulary", config.vocabulary.to_string()),
         row("context", format!("{} tokens", config.context)),
+        row("attention", attention(config)),
         row(
             "arithmetic",
             format!(
@@ -226,6 +227,16 @@ fn about(files: &ModelFiles) -> Vec<Vec<String>> {
         rows.extend(summary.unused.iter().map(|unused| row("unused", unused.as_str())));
     }
     rows
+}
+
+/// How many keys a query sees.
+fn attention(config: &ModelConfig) -> String {
+    let Some(local) = &config.attention.local else { return "all keys before a token".into() };
+    let windowed = local.layers.iter().filter(|local| **local).count();
+    format!(
+        "the last {} keys in {windowed} of {} layers, RoPE base {} there; all keys in the rest",
+        local.window, config.layers, local.rope_theta
+    )
 }
 
 fn tokenizer(files: &ModelFiles) -> String {
@@ -365,6 +376,11 @@ fn config_json(config: &ModelConfig) -> Value {
         "context": config.context,
         "rms_eps": config.rms_eps,
         "rope_theta": config.rope_theta,
+        "window": config.attention.local.as_ref().map(|local| json!({
+            "keys": local.window.get(),
+            "layers": local.layers,
+            "rope_theta": local.rope_theta,
+        })),
         "activation": format!("{:?}", config.activation),
         "tied_head": config.tied_head,
     })

@@ -1,5 +1,7 @@
 //! Hyper-parameters, parsed once into valid states, and the table of families.
 
+use std::num::NonZeroUsize;
+
 use crate::backend::ops::{Activation, Heads};
 
 /// The members of the BitNet b1.58 family that this crate runs. Everything that a family decides
@@ -159,14 +161,15 @@ pub struct ModelConfig {
 pub struct Attention {
     /// What scores are multiplied by; `1 / √(head dim)` if absent.
     pub scale: Option<f32>,
-    /// Layers whose positions are rotated by other frequencies.
+    /// Layers that see a window of keys.
     pub local: Option<LocalLayers>,
 }
 
-/// Layers that see a window of keys, and rotate by frequencies of their own. The window is not less
-/// than [`ModelConfig::context`], so they see all keys.
+/// Layers that see a window of keys, and rotate by frequencies of their own.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LocalLayers {
+    /// How many keys a query sees, the latest, its own among them.
+    pub window: NonZeroUsize,
     /// Base of their rotary frequencies.
     pub rope_theta: f64,
     /// Which layers, by their number.
@@ -255,6 +258,12 @@ impl ModelConfig {
     /// What embeddings are multiplied by.
     pub fn embedding_scale(&self) -> f32 {
         if self.family.row().scaled_embedding { (self.hidden as f64).sqrt() as f32 } else { 1.0 }
+    }
+
+    /// How many keys a query of a layer sees; all if absent.
+    pub fn window(&self, layer: usize) -> Option<NonZeroUsize> {
+        let local = self.attention.local.as_ref();
+        local.filter(|local| local.layers[layer]).map(|local| local.window)
     }
 
     /// What attention's scores are multiplied by.

@@ -55,8 +55,8 @@ impl<B: Backend> Step<'_, B> {
         layer: &Layer<B>,
     ) -> Result<(), RunError> {
         let (rows, heads) = (self.key.tokens, self.config.heads);
-        let local = self.config.attention.local.as_ref().is_some_and(|local| local.layers[index]);
-        let rope = a.local_rope.as_ref().filter(|_| local).unwrap_or(&a.rope);
+        let window = self.config.window(index);
+        let rope = a.local_rope.as_ref().filter(|_| window.is_some()).unwrap_or(&a.rope);
         self.project(
             r,
             Project {
@@ -88,6 +88,7 @@ impl<B: Backend> Step<'_, B> {
             batch: &a.batch,
             heads,
             scale: self.config.attention_scale(),
+            window,
             qkv: &a.qkv,
             kv,
             layer: index,

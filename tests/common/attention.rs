@@ -1,5 +1,7 @@
 //! Sequences in a paged cache and their attention, by themselves.
 
+use std::num::NonZeroUsize;
+
 use trine::backend::ops::{self, Heads};
 use trine::backend::{Backend, KvLayout, KvType, NONE, PAGE_TOKENS, Record};
 use trine::model::activations::rope_tables;
@@ -22,6 +24,8 @@ pub(crate) struct Attention {
     head_norms: bool,
     /// Whether keys and queries stay as they are.
     unrotated: bool,
+    /// How many keys a query sees; all if absent.
+    pub(crate) window: Option<NonZeroUsize>,
     lens: Vec<usize>,
     /// Rows of all sequences, one after the other.
     pub(crate) qkv: Vec<f32>,
@@ -39,8 +43,14 @@ impl Attention {
         let mut all: Vec<u32> = (0..spans.clone().sum::<usize>() as u32 + 2).collect();
         rng.shuffle(&mut all);
         let pages = spans.map(|span| all.split_off(all.len() - span)).collect();
-        let (lens, unrotated) = (lens.to_vec(), false);
-        Self { heads, kv_type, head_norms, unrotated, lens, qkv, pages }
+        let (lens, unrotated, window) = (lens.to_vec(), false, None);
+        Self { heads, kv_type, head_norms, unrotated, window, lens, qkv, pages }
+    }
+
+    /// Where a query sees `window` keys; all of 0.
+    pub(crate) fn windowed(mut self, window: usize) -> Self {
+        self.window = NonZeroUsize::new(window);
+        self
     }
 
     /// With a rotation that changes nothing, so that every backend stores the very same numbers.
@@ -139,6 +149,7 @@ impl Attention {
                 batch: &batch,
                 heads,
                 scale: 1.0 / (heads.dim as f32).sqrt(),
+                window: self.window,
                 qkv: &qkv,
                 kv: &kv,
                 layer: 1,

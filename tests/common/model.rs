@@ -1,5 +1,7 @@
 //! Models made of random numbers, in shapes that no kernel likes.
 
+use std::num::NonZeroUsize;
+
 use trine::backend::KvType;
 use trine::backend::ops::{Activation, Heads};
 use trine::error::LoadError;
@@ -128,7 +130,11 @@ pub(crate) fn awkward_models() -> Vec<RandomModel> {
     let mut gemma = model(8, Gemma3, [52, 35, 2, 71], [3, 1, 12])(GeluTanh, true, F16, F16);
     gemma.config.attention = Attention {
         scale: Some(0.4),
-        local: Some(LocalLayers { rope_theta: 50.0, layers: vec![true, false] }),
+        local: Some(LocalLayers {
+            window: NonZeroUsize::new(11).unwrap(),
+            rope_theta: 50.0,
+            layers: vec![true, false],
+        }),
     };
     vec![
         model(1, BitNet, [36, 50, 2, 61], [4, 1, 6])(Relu2, true, Bf16, Bf16),

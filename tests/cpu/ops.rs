@@ -1,6 +1,8 @@
 //! Every op of the CPU backend: the same bits for every instruction set of this machine, for any
 //! number of threads, and for a row alone as among others; and near a naive sum in f64.
 
+use std::num::NonZeroUsize;
+
 use crate::common::*;
 use trine::backend::cpu::{Buffer, Cpu, Table};
 use trine::backend::ops::*;
@@ -431,6 +433,8 @@ struct Conversation<'a> {
     cos: &'a [f32],
     sin: &'a [f32],
     gains: Option<&'a [f32]>,
+    /// How many keys a query sees.
+    window: Option<NonZeroUsize>,
     /// Tokens of each step.
     chunks: &'a [usize],
     /// Run beside another sequence of a few tokens.
@@ -509,6 +513,7 @@ impl Conversation<'_> {
                     batch: &batch,
                     heads,
                     scale,
+                    window: self.window,
                     qkv: &qkv,
                     kv: &kv,
                     layer,
@@ -551,7 +556,11 @@ impl Conversation<'_> {
             for h in 0..query {
                 let q = head(t, h);
                 let g = h / (query / kv);
+                // By transformers' rule: those with `t − window < u ≤ t`.
+                let sees =
+                    |u: &usize| self.window.is_none_or(|w| *u as i64 > t as i64 - w.get() as i64);
                 let scores: Vec<f64> = (0..=t)
+                    .filter(sees)
                     .map(|u| {
                         let k = head(u, query + g);
                         q.iter().zip(&k).map(|(a, b)| a * b).sum::<f64>() / (dim as f64).sqrt()
@@ -560,7 +569,7 @@ impl Conversation<'_> {
                 let top = scores.iter().copied().fold(f64::MIN, f64::max);
                 let total: f64 = scores.iter().map(|s| (s - top).exp()).sum();
                 let mut row = vec![0.0; dim];
-                for (u, score) in scores.iter().enumerate() {
+                for (u, score) in (0..=t).filter(sees).zip(&scores) {
                     for (o, v) in row.iter_mut().zip(head(u, query + kv + g)) {
                         *o += (score - top).exp() / total * v;
                     }
@@ -601,6 +610,7 @@ fn attention_is_the_same_in_any_chunks_and_near_the_truth() {
                 cos: &cos,
                 sin: &sin,
                 gains,
+                window: None,
                 chunks: &[tokens],
                 company: false,
             };
@@ -615,6 +625,43 @@ fn attention_is_the_same_in_any_chunks_and_near_the_truth() {
                     Conversation { chunks, company: true, ..whole }.run(cpu)
                 });
                 assert!(found == expected, "{heads:?} in {} chunks", chunks.len());
+            }
+        }
+    }
+}
+
+/// Windows of one key, of less and more than a page and a block, and of all keys and more.
+#[test]
+fn a_window_shows_the_latest_keys_alone() {
+    let mut random = Random(9);
+    for (query, kv, dim, tokens, windows) in [
+        (3, 1, 20, 70, &[1, 2, 31, 32, 33, 69, 70, 1000][..]),
+        (5, 5, 2, 9, &[1, 4]),
+        (1, 1, 16, 600, &[1, 5, 64, 255, 256, 257, 511, 599]),
+        (4, 2, 64, 300, &[100]),
+    ] {
+        let heads = Heads { query, kv, dim };
+        let qkv = random.floats(tokens * heads.qkv_width(), 2.0);
+        let (cos, sin) = (vec![1.0; tokens * dim / 2], vec![0.0; tokens * dim / 2]);
+        let (cos, sin, gains) = (&cos[..], &sin[..], None);
+        for (i, &window) in windows.iter().enumerate() {
+            let window = NonZeroUsize::new(window);
+            let (kv_type, tolerance) =
+                [(KvType::F32, 2e-5), (KvType::F16, 6e-3), (KvType::Int8, 6e-2)][i % 3];
+            let (qkv, chunks, company) = (&qkv[..], &[tokens][..], false);
+            let whole =
+                Conversation { heads, kv_type, qkv, cos, sin, gains, window, chunks, company };
+            let expected = on_all(|cpu| whole.run(cpu));
+            for (found, exact) in expected.iter().zip(whole.naive()) {
+                let found = f64::from(f32::from_bits(*found));
+                assert!((found - exact).abs() < tolerance, "{found} {exact} {heads:?} {window:?}");
+            }
+            let ones = vec![1; tokens];
+            for chunks in [&[1, tokens - 1][..], &[5, tokens - 6, 1], &ones] {
+                let found = on_all_of(&[1, 3], |cpu| {
+                    Conversation { chunks, company: true, ..whole }.run(cpu)
+                });
+                assert!(found == expected, "{heads:?}, {window:?} in {} chunks", chunks.len());
             }
         }
     }
@@ -666,8 +713,8 @@ fn faults_in_an_int8_cache_reach_what_follows() {
     let (cos, sin) = (vec![1.0; tokens * 2], vec![0.0; tokens * 2]);
     let run = |qkv: &[f32], chunks: &[usize]| {
         let (kv_type, gains, company) = (KvType::Int8, None, true);
-        let test =
-            Conversation { heads, kv_type, qkv, cos: &cos, sin: &sin, gains, chunks, company };
+        let (cos, sin, window) = (&cos, &sin, None);
+        let test = Conversation { heads, kv_type, qkv, cos, sin, gains, window, chunks, company };
         on_all_nan(|cpu| (test.run(cpu), Vec::new())).0
     };
     let good = run(&qkv, &[tokens]);
@@ -721,6 +768,7 @@ fn bad_slots_and_pages_are_errors() {
             batch: &batch,
             heads,
             scale: 1.0,
+            window: None,
             qkv: &qkv,
             kv: &kv,
             layer: 0,

@@ -128,6 +128,7 @@ impl<'a> Sequences<'a> {
                     batch: &batch,
                     heads,
                     scale: 1.0 / (heads.dim as f32).sqrt(),
+                    window: self.test.window,
                     qkv: &qkv,
                     kv: &*kv,
                     layer: 1,
@@ -155,8 +156,8 @@ impl<'a> Sequences<'a> {
 }
 
 /// The last tokens of each sequence, many rows of a step, against the reference in f64.
-fn agrees(heads: Heads, kv_type: KvType, lens: &[usize], queries: usize) {
-    let test = Attention::new(heads, kv_type, false, lens);
+fn agrees(heads: Heads, kv_type: KvType, lens: &[usize], queries: usize, window: usize) {
+    let test = Attention::new(heads, kv_type, false, lens).windowed(window);
     let Some(all) = Sequences::new(&test, kv_type) else { return };
     let mut all = all.unrotated();
     all.step(test.batch(usize::MAX), test.qkv.clone(), None);
@@ -169,7 +170,9 @@ fn agrees(heads: Heads, kv_type: KvType, lens: &[usize], queries: usize) {
     let starts: Vec<usize> = (0..lens.len()).map(|s| lens[..s].iter().sum()).collect();
     for (t, found) in found.chunks(heads.output_width()).enumerate() {
         let sequence = batch.sequences[t] as usize;
-        let tokens = starts[sequence]..=starts[sequence] + batch.positions[t] as usize;
+        let position = batch.positions[t] as usize;
+        let unseen = if window == 0 { 0 } else { (position + 1).saturating_sub(window) };
+        let tokens = starts[sequence] + unseen..=starts[sequence] + position;
         let mut expected = vec![0.0; heads.output_width()];
         for (h, expected) in expected.chunks_mut(dim).enumerate() {
             let kv_head = h / (heads.query / heads.kv);
@@ -211,13 +214,28 @@ fn attention_is_that_of_the_reference() {
         let heads = Heads { query, kv, dim };
         let lens: [&[usize]; 3] = [&[1, 31, 32, 33, 70], &[255, 2, 257], &[256, 40, 3]];
         for kv_type in [KvType::F16, KvType::F32, KvType::Int8] {
-            agrees(heads, kv_type, lens[i % 3], 2);
+            agrees(heads, kv_type, lens[i % 3], 2, 0);
         }
     }
     let heads = Heads { query: 4, kv: 1, dim: 32 };
-    agrees(heads, KvType::F16, &[600, 100], 40);
-    agrees(heads, KvType::F32, &[600, 100], 3);
-    agrees(heads, KvType::Int8, &[600, 100], 40);
+    agrees(heads, KvType::F16, &[600, 100], 40, 0);
+    agrees(heads, KvType::F32, &[600, 100], 3, 0);
+    agrees(heads, KvType::Int8, &[600, 100], 40, 0);
+}
+
+/// Windows of one key, of less and more than a page, a part and a block, and of more than all keys.
+#[test]
+fn attention_in_windows_is_that_of_the_reference() {
+    let shapes = [(4, 1, 64), (5, 1, 128), (3, 1, 256), (3, 1, 6), (7, 1, 100), (18, 1, 32)];
+    for (i, (query, kv, dim)) in shapes.into_iter().enumerate() {
+        let heads = Heads { query, kv, dim };
+        for (j, kv_type) in [KvType::F16, KvType::F32, KvType::Int8].into_iter().enumerate() {
+            let windows: [&[usize]; 3] = [&[1, 33, 64, 300], &[2, 65, 256], &[31, 128, 257]];
+            for &window in windows[(i + j) % 3] {
+                agrees(heads, kv_type, &[300, 70, 3], 18, window);
+            }
+        }
+    }
 }
 
 /// Large and small numbers: halves of queries and weights must hold them.
@@ -241,8 +259,8 @@ fn no_magnitude_is_lost() {
 }
 
 /// Looped or split over parts, fused or not, with padding or without.
-fn forms_agree(heads: Heads, kv_type: KvType, lens: &[usize]) {
-    let test = Attention::new(heads, kv_type, false, lens);
+fn forms_agree(heads: Heads, kv_type: KvType, lens: &[usize], window: usize) {
+    let test = Attention::new(heads, kv_type, false, lens).windowed(window);
     let pages = lens.iter().max().unwrap().div_ceil(PAGE_TOKENS);
     let Some(mut all) = Sequences::new(&test, kv_type) else { return };
     all.step(test.batch(usize::MAX), test.qkv.clone(), None);
@@ -288,9 +306,14 @@ fn all_forms_give_the_same_bits() {
     for (i, (query, kv, dim)) in SHAPES.into_iter().enumerate() {
         let heads = Heads { query, kv, dim };
         let others = if dim % 16 == 0 { KvType::F16 } else { KvType::F32 };
-        forms_agree(heads, KvType::F16, lens[i % 4]);
-        forms_agree(heads, others, lens[(i + 1) % 4]);
-        forms_agree(heads, KvType::Int8, lens[(i + 2) % 4]);
+        forms_agree(heads, KvType::F16, lens[i % 4], 0);
+        forms_agree(heads, others, lens[(i + 1) % 4], 0);
+        forms_agree(heads, KvType::Int8, lens[(i + 2) % 4], 0);
+        // In a window, of which there may be parts in two blocks, or in three.
+        let windows = [40, 257, 1, 300];
+        forms_agree(heads, KvType::F16, lens[3], windows[i % 4]);
+        forms_agree(heads, others, lens[2], windows[(i + 1) % 4]);
+        forms_agree(heads, KvType::Int8, lens[1 + i % 3], windows[(i + 2) % 4]);
     }
 }
 
@@ -372,15 +395,49 @@ fn a_prompt_in_pieces_gives_the_bits_of_the_whole() {
         (4, 1, 12, KvType::Int8),
     ] {
         let heads = Heads { query, kv, dim };
-        let test = Attention::new(heads, kv_type, false, &[330]);
-        let Some(whole) = in_pieces(&test, kv_type, &[]) else { return };
-        for cuts in [
-            vec![1, 2, 3, 63, 64, 65, 66, 127, 128, 200],
-            vec![255, 256, 257, 258],
-            vec![17, 50, 51, 328, 329],
-        ] {
-            let found = in_pieces(&test, kv_type, &cuts).unwrap();
-            assert!(found == whole, "{heads:?}, {kv_type:?}, cut at {cuts:?}");
+        for window in [0, 70] {
+            let test = Attention::new(heads, kv_type, false, &[330]).windowed(window);
+            let Some(whole) = in_pieces(&test, kv_type, &[]) else { return };
+            for cuts in [
+                vec![1, 2, 3, 63, 64, 65, 66, 127, 128, 200],
+                vec![255, 256, 257, 258],
+                vec![17, 50, 51, 328, 329],
+            ] {
+                let found = in_pieces(&test, kv_type, &cuts).unwrap();
+                assert!(found == whole, "{heads:?}, {kv_type:?}, {window}, cut at {cuts:?}");
+            }
+        }
+    }
+}
+
+/// A fault of a token reaches those that see it, and none behind them, whatever shares a tile.
+#[test]
+fn a_fault_goes_no_further_than_its_window() {
+    for (dim, kv_type) in [
+        (128, KvType::F16),
+        (256, KvType::F16),
+        (12, KvType::F16),
+        (8, KvType::F32),
+        (128, KvType::Int8),
+        (12, KvType::Int8),
+    ] {
+        let heads = Heads { query: 3, kv: 1, dim };
+        let (window, width) = (20, heads.output_width());
+        let test = || Attention::new(heads, kv_type, false, &[130]).windowed(window);
+        let Some(expected) = in_pieces(&test(), kv_type, &[]) else { return };
+        for (token, element) in [(1, 3 * dim + 5), (66, 4 * dim + 7), (64, 4 * dim)] {
+            let mut bad = test();
+            bad.qkv[token * heads.qkv_width() + element] = f32::NAN;
+            let place = format!("{heads:?}, {kv_type:?}: element {element} of token {token}");
+            for cuts in [&[][..], &[token, token + 1, token + 40]] {
+                let found = in_pieces(&bad, kv_type, cuts).unwrap();
+                let after = (token + window) * width;
+                assert!(found[..token * width] == expected[..token * width], "{place}");
+                assert!(found[after..] == expected[after..], "{place}");
+                for rows in found[token * width..after].chunks(width) {
+                    assert!(rows.iter().any(|&x| f32::from_bits(x).is_nan()), "{place}");
+                }
+            }
         }
     }
 }
@@ -477,6 +534,7 @@ fn cached(kv_type: KvType, fused: bool, key: f32, values: &[f32]) -> Option<Vec<
                 batch: &batch,
                 heads,
                 scale: 1.0,
+                window: None,
                 qkv: &qkv,
                 kv: &kv,
                 layer: 0,
@@ -607,6 +665,7 @@ fn wrong_shapes_are_refused() {
                 batch: &batch,
                 heads,
                 scale: 1.0,
+                window: None,
                 qkv: &qkv,
                 kv: &kv,
                 layer,

@@ -115,6 +115,7 @@ impl<'a> Sequences<'a> {
                     batch: &batch,
                     heads,
                     scale: 1.0 / (heads.dim as f32).sqrt(),
+                    window: self.test.window,
                     qkv: &qkv,
                     kv: &*kv,
                     layer: 1,
@@ -142,8 +143,8 @@ impl<'a> Sequences<'a> {
 }
 
 /// Looped or split over blocks, fused or not, with padding or without.
-fn forms_agree(opened: &Opened, heads: Heads, kv_type: KvType, lens: &[usize]) {
-    let test = Attention::new(heads, kv_type, false, lens);
+fn forms_agree(opened: &Opened, heads: Heads, kv_type: KvType, lens: &[usize], window: usize) {
+    let test = Attention::new(heads, kv_type, false, lens).windowed(window);
     let pages = lens.iter().max().unwrap().div_ceil(PAGE_TOKENS);
     let mut all = Sequences::new(opened, &test, kv_type);
     all.step(test.batch(usize::MAX), test.qkv.clone(), None);
@@ -178,8 +179,11 @@ fn all_forms_give_the_same_bits() {
     for opened in opened() {
         for (i, (query, kv, dim)) in SHAPES.into_iter().enumerate() {
             let heads = Heads { query, kv, dim };
-            forms_agree(opened, heads, [KvType::F16, KvType::F32][i % 2], lens[0]);
-            forms_agree(opened, heads, [KvType::F32, KvType::F16][i % 2], lens[1 + i % 3]);
+            let of = |kv: usize| [KvType::F16, KvType::F32][(i + kv) % 2];
+            forms_agree(opened, heads, of(0), lens[0], 0);
+            forms_agree(opened, heads, of(1), lens[1 + i % 3], 0);
+            // In a window, of which there may be parts in two blocks, or in three.
+            forms_agree(opened, heads, of(0), lens[3], [40, 257, 1, 300][i % 4]);
         }
     }
 }
@@ -188,9 +192,9 @@ fn all_forms_give_the_same_bits() {
 fn batches_of_any_size_give_the_bits_of_one() {
     let lens = [5, 33, 1, 290, 32, 31, 64, 257];
     let heads = Heads { query: 4, kv: 2, dim: 20 };
-    for opened in opened() {
+    for (opened, window) in opened().iter().flat_map(|opened| [(opened, 0), (opened, 45)]) {
         // All tokens of the prompts at once, so that each has other tokens around it.
-        let test = Attention::new(heads, KvType::F16, false, &lens);
+        let test = Attention::new(heads, KvType::F16, false, &lens).windowed(window);
         let prompt = test.batch(usize::MAX);
         let mut all = Sequences::new(opened, &test, KvType::F16);
         let found = all.step(prompt.clone(), test.qkv.clone(), Some(PLAIN));
@@ -264,6 +268,7 @@ fn cached(opened: &Opened, fused: bool, key: f32, values: &[f32]) -> Vec<f32> {
                 batch: &batch,
                 heads,
                 scale: 1.0,
+                window: None,
                 qkv: &qkv,
                 kv: &kv,
                 layer: 0,
@@ -375,6 +380,7 @@ fn wrong_shapes_are_refused() {
                 batch: &batch,
                 heads,
                 scale: 1.0,
+                window: None,
                 qkv: &qkv,
                 kv: &kv,
                 layer,

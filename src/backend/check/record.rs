@@ -361,7 +361,7 @@ impl<B: Backend> Record<Checked<B>> for CheckedRecorder<'_, B> {
     }
 
     fn paged_attention(&mut self, op: ops::PagedAttention<'_, Checked<B>>) -> Result<(), RunError> {
-        let ops::PagedAttention { rows, sequences, heads, scale, layer, .. } = op;
+        let ops::PagedAttention { rows, sequences, heads, scale, window, layer, .. } = op;
         let batch = self.batch(op.batch)?;
         let qkv = self.read(op.qkv)?;
         let mut output = self.read(op.output)?;
@@ -371,6 +371,7 @@ impl<B: Backend> Record<Checked<B>> for CheckedRecorder<'_, B> {
             batch: &batch,
             heads,
             scale,
+            window,
             qkv: &qkv,
             kv: &op.kv.reference,
             layer,
@@ -383,6 +384,7 @@ impl<B: Backend> Record<Checked<B>> for CheckedRecorder<'_, B> {
                 batch: op.batch.as_device(),
                 heads,
                 scale,
+                window,
                 qkv: op.qkv,
                 kv: &op.kv.device,
                 layer,

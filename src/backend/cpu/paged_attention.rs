@@ -9,7 +9,8 @@
 //! 2. per block of [`KEY_BLOCK`] keys: `m` the highest score, `p = exp(score − m)`, `l = Σ p` in 16
 //!    lanes by position, `o = Σ p · v` a chain over the keys, ascending; where values have scales,
 //!    `p` is multiplied by the value's for it;
-//! 3. blocks are joined in ascending order, each side scaled by `exp` of its `m` minus the higher;
+//! 3. blocks are joined in ascending order, each side scaled by `exp` of its `m` minus the higher,
+//!    from the first that the row sees any key of;
 //! 4. `o / l`.
 //!
 //! Where there are fewer tiles than keep the threads busy (a long context, one token), the blocks
@@ -26,9 +27,10 @@ use super::kv::{KvData, KvElement, KvShape, SCALES};
 use super::pool::Disjoint;
 use super::simd::{LANES, Registers, Simd};
 use super::{Cpu, SMALL, scratch};
-use crate::backend::ops::{Heads, PagedAttention, check_len};
+use crate::backend::ops::{Heads, PagedAttention, check_len, first_key};
 use crate::backend::{KEY_BLOCK, PAGE_TOKENS};
 use crate::error::RunError;
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -43,7 +45,8 @@ pub(super) struct Tile {
     /// First row: token of the step times query heads per key/value head, plus which of them.
     first: u32,
     rows: u32,
-    /// Blocks of keys that its last row sees.
+    /// The first block of keys that any of its rows sees, and how many there are from it on.
+    first_block: u32,
     blocks: u32,
     /// Blocks of all tiles before it.
     blocks_before: u32,
@@ -52,6 +55,7 @@ pub(super) struct Tile {
 struct Attention<'a, T> {
     heads: Heads,
     scale: f32,
+    window: Option<NonZeroUsize>,
     qkv: &'a [f32],
     positions: &'a [u32],
     page_table: &'a [u32],
@@ -129,15 +133,16 @@ impl<T: KvElement> Kernel for Tiles<'_, T> {
                 let block = number - tile.blocks_before as usize;
                 (tile, block..block + 1)
             };
-            for block in blocks {
+            for number in blocks {
                 let state = match self.states {
                     // SAFETY: the parts of a job have items of their own.
                     Some(states) => unsafe { states.range(item * len..(item + 1) * len) },
-                    None if block == 0 => &mut *all,
+                    None if number == 0 => &mut *all,
                     None => &mut *one,
                 };
+                let block = tile.first_block as usize + number;
                 attention.block(s, tile, kv_head, block, scores, &mut State::new(state, stride));
-                if self.states.is_none() && block > 0 {
+                if self.states.is_none() && number > 0 {
                     let one = State::new(one, stride);
                     attention.join(s, tile, block, &mut State::new(all, stride), &one);
                 }
@@ -161,9 +166,10 @@ impl<T: KvElement> Kernel for Join<'_, T> {
                 let start = (tile.blocks_before as usize * kv_heads + kv_head) * len;
                 let (all, rest) = self.states[start..].split_at_mut(len);
                 let mut all = State::new(all, stride);
-                for block in 1..tile.blocks as usize {
-                    let start = (block * kv_heads - 1) * len;
+                for number in 1..tile.blocks as usize {
+                    let start = (number * kv_heads - 1) * len;
                     let one = State::new(&mut rest[start..][..len], stride);
+                    let block = tile.first_block as usize + number;
                     attention.join(s, tile, block, &mut all, &one);
                 }
                 attention.store(s, tile, kv_head, &all);
@@ -184,10 +190,18 @@ impl<T: KvElement> Attention<'_, T> {
         (row / self.group(), kv_head * self.group() + row % self.group())
     }
 
-    /// How many keys of a block a row sees.
-    fn seen(&self, tile: &Tile, row: usize, block: usize) -> usize {
+    /// Positions whose keys a row sees.
+    fn keys(&self, tile: &Tile, row: usize) -> Range<usize> {
         let (token, _) = self.row(tile, 0, row);
-        (self.positions[token] as usize + 1).saturating_sub(block * KEY_BLOCK).min(KEY_BLOCK)
+        let position = self.positions[token] as usize;
+        first_key(self.window, position)..position + 1
+    }
+
+    /// Which keys of a block a row sees.
+    fn seen(&self, tile: &Tile, row: usize, block: usize) -> Range<usize> {
+        let keys = self.keys(tile, row);
+        let of_block = |key: usize| key.saturating_sub(block * KEY_BLOCK).min(KEY_BLOCK);
+        of_block(keys.start)..of_block(keys.end)
     }
 
     /// The number of a page of a sequence.
@@ -262,18 +276,26 @@ impl<T: KvElement> Attention<'_, T> {
         let dim = self.heads.dim;
         let width = self.heads.qkv_width();
         let mut queries: [&[f32]; R] = [&[]; R];
-        let mut seen = [0; R];
+        let (mut unseen, mut seen) = ([0; R], [0; R]);
+        // The keys that any of the rows sees. Positions rise along a sequence, so the first row sees
+        // the earliest and the last the latest; but any order is right.
+        let (mut least, mut most) = (KEY_BLOCK, 0);
         for r in 0..R {
             let (token, head) = self.row(tile, kv_head, first + r);
             queries[r] = &self.qkv[token * width + head * dim..][..dim];
-            seen[r] = self.seen(tile, first + r, block);
+            let keys = self.seen(tile, first + r, block);
+            if !keys.is_empty() {
+                (unseen[r], seen[r]) = (keys.start, keys.end);
+                (least, most) = (least.min(keys.start), most.max(keys.end));
+            }
         }
-        // Positions rise along a sequence, so the last row sees most; but any order is right.
-        let most = seen.into_iter().fold(0, usize::max);
-        let pages = most.div_ceil(PAGE_TOKENS);
+        if least >= most {
+            return R; // none of them is joined
+        }
+        let pages = least / PAGE_TOKENS..most.div_ceil(PAGE_TOKENS);
         let first_page = block * (KEY_BLOCK / PAGE_TOKENS);
 
-        for page in 0..pages {
+        for page in pages.clone() {
             let (keys, _) = self.page(tile.sequence, first_page + page, kv_head);
             let sums = score_page::<S, T, R>(s, &queries, keys);
             let key_scales =
@@ -288,17 +310,22 @@ impl<T: KvElement> Attention<'_, T> {
             }
         }
         for r in 0..R {
-            let row = &mut scores[r * KEY_BLOCK..][..pages * PAGE_TOKENS];
+            let row = &mut scores[r * KEY_BLOCK..][..pages.end * PAGE_TOKENS];
+            row[..unseen[r]].fill(f32::NEG_INFINITY);
             row[seen[r]..].fill(f32::NEG_INFINITY);
-            (state.highest[first + r], state.sum[first + r]) = soften(s, row.as_chunks_mut().0);
+            let of_pages = &mut row[pages.start * PAGE_TOKENS..];
+            (state.highest[first + r], state.sum[first + r]) =
+                soften(s, of_pages.as_chunks_mut().0);
             if T::SCALED {
-                for (page, row) in row.chunks_exact_mut(PAGE_TOKENS).enumerate() {
+                let row_pages = of_pages.chunks_exact_mut(PAGE_TOKENS);
+                for (page, row) in pages.clone().zip(row_pages) {
                     let (_, scales) = self.page_scales(tile.sequence, first_page + page, kv_head);
                     for (p, scale) in row.as_chunks_mut::<LANES>().0.iter_mut().zip(scales) {
                         s.store(s.mul(s.load(p), s.load(scale)), p);
                     }
                 }
                 // Whatever the scales of keys are that the row does not see.
+                row[..unseen[r]].fill(0.0);
                 row[seen[r]..].fill(0.0);
             }
         }
@@ -307,7 +334,7 @@ impl<T: KvElement> Attention<'_, T> {
         let mut column = 0;
         while column < stride {
             let left = (stride - column) / LANES;
-            let at = (tile.sequence, first_page, kv_head, most, column);
+            let at = (tile.sequence, first_page, kv_head, (least, most), column);
             column += LANES
                 * match S::REGISTERS {
                     // With 4 rows, 16 sums; with 8, too many.
@@ -323,28 +350,34 @@ impl<T: KvElement> Attention<'_, T> {
         R
     }
 
-    /// `Σ p · v` of `V` vectors of columns, over the first `most` keys of a block. A row that sees
+    /// `Σ p · v` of `V` vectors of columns, over keys `least .. most` of a block. A row that sees
     /// fewer adds zeros.
     #[inline(always)]
     fn weigh<S: Simd, const R: usize, const V: usize>(
         &self,
         s: S,
-        (sequence, first_page, kv_head, most, column): (u32, usize, usize, usize, usize),
+        (sequence, first_page, kv_head, (least, most), column): (
+            u32,
+            usize,
+            usize,
+            (usize, usize),
+            usize,
+        ),
         first: usize,
         weights: &[f32],
         state: &mut State<'_>,
     ) -> usize {
         let stride = self.shape.value_stride;
         let mut sums = [[s.splat(0.0); V]; R];
-        for start in (0..most).step_by(PAGE_TOKENS) {
+        for start in (least / PAGE_TOKENS * PAGE_TOKENS..most).step_by(PAGE_TOKENS) {
             let page = first_page + start / PAGE_TOKENS;
             let (_, values) = self.page(sequence, page, kv_head);
-            let keys = (most - start).min(PAGE_TOKENS);
+            let (unseen, keys) = (least.saturating_sub(start), (most - start).min(PAGE_TOKENS));
             let mut weights_of: [&[f32]; R] = [&[]; R];
             for r in 0..R {
                 weights_of[r] = &weights[r * KEY_BLOCK + start..][..keys];
             }
-            for (key, values) in values.chunks_exact(stride).take(keys).enumerate() {
+            for (key, values) in values.chunks_exact(stride).enumerate().take(keys).skip(unseen) {
                 let (values, _) = values[column..].as_chunks::<LANES>();
                 let mut v = [s.splat(0.0); V];
                 for i in 0..V {
@@ -375,7 +408,13 @@ impl<T: KvElement> Attention<'_, T> {
     fn join<S: Simd>(&self, s: S, tile: &Tile, block: usize, all: &mut State<'_>, one: &State<'_>) {
         let stride = self.shape.value_stride;
         for r in 0..tile.rows as usize {
-            if self.seen(tile, r, block) == 0 {
+            if self.seen(tile, r, block).is_empty() {
+                continue;
+            }
+            if self.keys(tile, r).start / KEY_BLOCK == block {
+                // The first that it sees any of: there is nothing to join it to.
+                (all.highest[r], all.sum[r]) = (one.highest[r], one.sum[r]);
+                all.out[r * stride..][..stride].copy_from_slice(&one.out[r * stride..][..stride]);
                 continue;
             }
             let highest =
@@ -482,17 +521,21 @@ impl Cpu {
             for first in (first..end).step_by(TILE) {
                 let count = (end - first).min(TILE);
                 let tokens = first / group..=(first + count - 1) / group;
-                let last = positions[tokens].iter().copied().max().unwrap_or(0) as usize;
-                let of_tile = last / KEY_BLOCK + 1;
+                let positions = positions[tokens].iter().map(|&position| position as usize);
+                let last = positions.clone().max().unwrap_or(0);
+                let start = positions.map(|p| first_key(op.window, p)).min().unwrap_or(0);
+                let first_block = start / KEY_BLOCK;
+                let of_tile = last / KEY_BLOCK + 1 - first_block;
                 tiles.push(Tile {
                     sequence: sequence as u32,
                     first: first as u32,
                     rows: count as u32,
+                    first_block: first_block as u32,
                     blocks: of_tile as u32,
                     blocks_before: blocks as u32,
                 });
                 blocks += of_tile;
-                keys += last + 1;
+                keys += last + 1 - start;
             }
         }
         // Rows before the first and behind the last query belong to nobody.
@@ -530,6 +573,7 @@ impl Cpu {
         let attention = Attention {
             heads: op.heads,
             scale: op.scale,
+            window: op.window,
             qkv: op.qkv,
             positions: &op.batch.positions,
             page_table: &op.batch.page_table,

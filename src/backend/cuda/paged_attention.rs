@@ -6,6 +6,7 @@
 //! of a step: on tensor cores where the cache is f16 or int8 and the heads fit, on plain cores for
 //! the rest.
 
+use std::num::NonZeroUsize;
 use std::rc::Rc;
 
 use super::Cuda;
@@ -13,7 +14,7 @@ use super::launch::{Kernel, Launch};
 use super::memory::Owned;
 use super::rope_append_kv::Rope;
 use crate::backend::ops::{Heads, PagedAttention, check_len};
-use crate::backend::{KEY_BLOCK, KvType, PAGE_TOKENS, StepKey};
+use crate::backend::{KEY_BLOCK, KvType, NONE, PAGE_TOKENS, StepKey};
 use crate::error::RunError;
 
 const PLAIN: Kernel =
@@ -137,6 +138,7 @@ pub(super) struct Attention {
     stride: usize,
     kv_type: KvType,
     scale: f32,
+    window: Option<NonZeroUsize>,
     output: Rc<Owned>,
 }
 
@@ -170,7 +172,7 @@ struct Args {
     parts: u32,
     context: u32,
     scale: f32,
-    padding: u32,
+    window: u32,
 }
 
 /// `PagedAttentionCombineArgs` of the kernel.
@@ -179,7 +181,7 @@ struct Args {
 struct CombineArgs {
     attention: Args,
     keys: u32,
-    padding: u32,
+    of_block: u32,
 }
 
 /// How a launch takes its rows and keys.
@@ -233,6 +235,7 @@ impl Attention {
             stride: kv.stride(),
             kv_type: kv.layout.kv_type,
             scale: op.scale,
+            window: op.window,
             output: output.memory().clone(),
         })
     }
@@ -285,9 +288,13 @@ impl Attention {
         let places = if single { self.rows } else { self.rows / tokens + self.sequences + 1 };
         let blocks = places * kv * head_tiles;
 
+        // Blocks that one row's keys lie in; a window may begin at the last key of one.
         let keys = key.pages.min(self.max_pages) * PAGE_TOKENS;
-        let split = single && keys > KEY_BLOCK && blocks < BUSY;
-        let splits = if split { keys.div_ceil(form.keys) } else { 1 };
+        let splits = keys.div_ceil(form.keys);
+        let splits = (self.window)
+            .map_or(splits, |window| splits.min((window.get() - 1).div_ceil(form.keys) + 1));
+        let split = single && keys.min(splits * form.keys) > KEY_BLOCK && blocks < BUSY;
+        let splits = if split { splits } else { 1 };
         let parts = if split { splits * form.keys / form.part } else { 0 };
         let states = (self.rows * query * parts) as u64;
         let scratch = match split {
@@ -329,7 +336,7 @@ impl Attention {
             parts: parts as u32,
             context: rope.map_or(0, |rope| rope.context as u32),
             scale: self.scale,
-            padding: 0,
+            window: self.window.map_or(NONE, |w| u32::try_from(w.get()).unwrap_or(NONE)),
         };
         let mut memory = vec![positions, sequence_of, query_starts, page_table, qkv];
         memory.extend([&self.keys, &self.values, &self.output]);
@@ -338,7 +345,8 @@ impl Attention {
         let grid = [blocks as u32, splits as u32, 1];
         let mut launches = vec![Launch::new(form.kernel, grid, &args, &memory).shared(form.shared)];
         if split {
-            let args = CombineArgs { attention: args, keys: form.part as u32, padding: 0 };
+            let of_block = (form.keys / form.part) as u32;
+            let args = CombineArgs { attention: args, keys: form.part as u32, of_block };
             let grid = [(self.rows * query) as u32, 1, 1];
             launches.push(Launch::new(COMBINE, grid, &args, &memory));
         }

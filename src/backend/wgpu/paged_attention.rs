@@ -2,6 +2,8 @@
 //! share it; for few tokens over many keys, one for each block of keys too, whose states a second
 //! kernel joins.
 
+use std::num::NonZeroUsize;
+
 use super::dispatch::Dispatch;
 use super::kernel::{Kernel, WORKGROUP};
 use super::kv::quads;
@@ -9,7 +11,7 @@ use super::memory::Raw;
 use super::rope_append_kv::Rope;
 use super::{Wgpu, grid};
 use crate::backend::ops::{Heads, PagedAttention, check_len};
-use crate::backend::{KEY_BLOCK, PAGE_TOKENS, StepKey};
+use crate::backend::{KEY_BLOCK, NONE, PAGE_TOKENS, StepKey};
 use crate::error::RunError;
 
 const KERNEL: Kernel = Kernel::new("paged_attention", "rrrrrrrwww");
@@ -67,6 +69,7 @@ pub(super) struct Attention {
     pages: usize,
     f16: u32,
     scale: f32,
+    window: Option<NonZeroUsize>,
     output: Raw,
 }
 
@@ -87,6 +90,7 @@ struct Params {
     blocks: u32,
     context: u32,
     scale: f32,
+    window: u32,
 }
 
 #[repr(C)]
@@ -102,6 +106,8 @@ struct CombineParams {
     tiles: u32,
     pitch: u32,
     blocks: u32,
+    max_pages: u32,
+    window: u32,
 }
 
 impl Attention {
@@ -147,6 +153,7 @@ impl Attention {
             pages: kv.layout.pages,
             f16: kv.is_f16(),
             scale: op.scale,
+            window: op.window,
             output: output.raw().clone(),
         })
     }
@@ -169,9 +176,12 @@ impl Attention {
         let pitch = TILES.into_iter().find(|&size| size >= tile).unwrap_or(TILES[2]);
         let places = self.rows * kv * tiles;
 
+        // Blocks that one row's keys lie in; a window may begin at the last key of one.
         let spanned = key.pages.min(self.max_pages).div_ceil(BLOCK_PAGES);
-        let split = key.queries == 1 && spanned > 1 && places < BUSY;
-        let blocks = if split { spanned } else { self.max_pages.div_ceil(BLOCK_PAGES).max(1) };
+        let blocks = (self.window)
+            .map_or(spanned, |window| spanned.min((window.get() - 1).div_ceil(KEY_BLOCK) + 1));
+        let split = key.queries == 1 && blocks > 1 && places < BUSY;
+        let window = self.window.map_or(NONE, |w| u32::try_from(w.get()).unwrap_or(NONE));
         let output = if split {
             let heads = (places * blocks * pitch) as u64;
             wgpu.scratch("attention over blocks", heads * (quads as u64 + 1) * 16)?
@@ -196,6 +206,7 @@ impl Attention {
             blocks: blocks as u32,
             context: rope.map_or(0, |rope| rope.context as u32),
             scale: self.scale * std::f32::consts::LOG2_E,
+            window,
         };
         let bindings = [
             &self.positions,
@@ -224,6 +235,8 @@ impl Attention {
                 tiles: tiles as u32,
                 pitch: pitch as u32,
                 blocks: blocks as u32,
+                max_pages: self.max_pages as u32,
+                window,
             };
             let bindings =
                 [&self.positions, &self.sequence_of, &self.query_starts, &output, &self.output];

@@ -511,8 +511,8 @@ fn gemma(json: &mut Value, config: &ModelConfig, attention: &Attention) -> Resul
     let is_local = |layer: usize| local.is_some_and(|local| local.layers[layer]);
     let kinds = (0..config.layers).map(|layer| if is_local(layer) { SLIDING } else { FULL });
     json["layer_types"] = kinds.collect();
-    // The context is no longer than the window.
-    json["sliding_window"] = config.context.into();
+    // Where no layer has a window nothing reads it.
+    json["sliding_window"] = local.map_or(config.context, |local| local.window.get()).into();
     json["query_pre_attn_scalar"] =
         if scalar.fract() == 0.0 { (scalar as u64).into() } else { scalar.into() };
     json["rope_local_base_freq"] = theta.into();

@@ -5,6 +5,7 @@
 //! of published checkpoints. A key that would change what the model computes, and whose meaning is
 //! not implemented here, is an error; keys that change nothing are not looked at.
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 
 use serde_json::{Map, Value};
@@ -40,7 +41,16 @@ pub(crate) fn parse(file: &Path, map: &Map<String, Value>) -> Result<HfConfig, L
 
     let size = |key| fields.required_integer(key, SIZE).map(|n| n as usize);
     let layers = size("num_hidden_layers")?;
-    let (context, local) = context(&fields, form, layers, &mut assumed)?;
+    let context = size("max_position_embeddings")?;
+    let rope_base = rope_theta(&fields, FULL, 1e6, form)?;
+    let local = match (windows(&fields, form, layers, context, &mut assumed)?, form.family) {
+        (None, _) => None,
+        (Some((window, layers)), Family::Gemma3) => {
+            let rope_theta = rope_theta(&fields, SLIDING, 1e4, form)?;
+            Some(LocalLayers { window, rope_theta, layers })
+        }
+        (Some((window, layers)), _) => Some(LocalLayers { window, rope_theta: rope_base, layers }),
+    };
     let hidden = size("hidden_size")?;
     let model = ModelConfig {
         family: form.family,
@@ -53,18 +63,10 @@ pub(crate) fn parse(file: &Path, map: &Map<String, Value>) -> Result<HfConfig, L
         rms_eps: fields
             .number("rms_norm_eps", POSITIVE, |eps| eps > 0.0)?
             .ok_or_else(|| fields.absent("rms_norm_eps", POSITIVE))? as f32,
-        rope_theta: rope_theta(&fields, FULL, 1e6, form)?,
+        rope_theta: rope_base,
         activation: activation(&fields, form)?,
         tied_head: true,
-        attention: Attention {
-            scale: attention_scale(&fields, form, &mut assumed)?,
-            local: local
-                .map(|layers| {
-                    let rope_theta = rope_theta(&fields, SLIDING, 1e4, form)?;
-                    Ok::<_, LoadError>(LocalLayers { rope_theta, layers })
-                })
-                .transpose()?,
-        },
+        attention: Attention { scale: attention_scale(&fields, form, &mut assumed)?, local },
     };
     model
         .validate()
@@ -173,7 +175,12 @@ fn refuse_variants(fields: &Fields<'_>, form: &Form) -> Result<(), LoadError> {
             return Err(fields.unsupported(key, cap.to_string(), "null"));
         }
     }
-    if form.family != Family::Gemma3
+    let windows = match form.family {
+        Family::Gemma3 => true,
+        Family::Qwen3 => qwen_has_windows(fields)?,
+        Family::BitNet | Family::Llama => false,
+    };
+    if !windows
         && let Some(types) = fields.strings("layer_types")?
         && let Some(other) = types.iter().find(|name| **name != FULL)
     {
@@ -186,26 +193,36 @@ fn refuse_variants(fields: &Fields<'_>, form: &Form) -> Result<(), LoadError> {
 pub(crate) const FULL: &str = "full_attention";
 pub(crate) const SLIDING: &str = "sliding_attention";
 
-/// Tokens that the model may have at a time, and for Gemma 3 which layers are local.
+/// The sliding window, in keys, and which layers see no more; `None` if all see all.
 ///
-/// Attention here sees all keys, so where layers see a window of them, the context is no longer than
-/// the window: within it the two are the same.
-fn context(
+/// Of the families here Gemma 3 has windows, and Qwen3 where the config switches them on; the classes
+/// of the others do not look at the key, so a window that would matter is not what the checkpoint
+/// was trained with.
+fn windows(
     fields: &Fields<'_>,
     form: &Form,
     layers: usize,
+    context: usize,
     assumed: &mut Vec<String>,
-) -> Result<(usize, Option<Vec<bool>>), LoadError> {
-    let context = fields.required_integer("max_position_embeddings", SIZE)? as usize;
+) -> Result<Option<(NonZeroUsize, Vec<bool>)>, LoadError> {
     let window = fields.integer("sliding_window", 0..=u64::MAX)?;
-    match form.family {
-        Family::Gemma3 => {}
-        Family::Qwen3 if fields.boolean("use_sliding_window")? != Some(true) => {
-            return Ok((context, None));
+    let local = match form.family {
+        Family::Gemma3 => {
+            let mut pattern = None;
+            for key in ["sliding_window_pattern", "_sliding_window_pattern"] {
+                pattern = pattern.or(fields.integer(key, SIZE)?);
+            }
+            let pattern = pattern.unwrap_or(6) as usize;
+            local_layers(fields, layers, |layer| !(layer + 1).is_multiple_of(pattern))?
         }
-        _ => {
+        Family::Qwen3 if !qwen_has_windows(fields)? => return Ok(None),
+        Family::Qwen3 => {
+            let all = fields.integer("max_window_layers", 0..=u64::MAX)?.unwrap_or(28);
+            local_layers(fields, layers, |layer| layer as u64 >= all)?
+        }
+        Family::BitNet | Family::Llama => {
             return match window.filter(|&window| window < context as u64) {
-                None => Ok((context, None)),
+                None => Ok(None),
                 Some(window) => Err(fields.unsupported(
                     "sliding_window",
                     format!("{window}, less than max_position_embeddings"),
@@ -213,34 +230,34 @@ fn context(
                 )),
             };
         }
-    }
-    let local = local_layers(fields, layers)?;
+    };
     if !local.contains(&true) {
-        return Ok((context, None));
+        return Ok(None);
     }
-    // transformers' default.
-    let window = window.unwrap_or(4096);
-    if window == 0 {
-        return Err(fields.unsupported("sliding_window", "0", "null or at least 1"));
-    }
-    if window < context as u64 {
-        assumed.push(format!(
-            "context: {window} tokens of the model's {context}, since some of its layers see a \
-             sliding window of {window} keys, which is not supported where the context is longer"
-        ));
-    }
-    Ok((context.min(window as usize), Some(local)))
+    let window = window.unwrap_or_else(|| {
+        assumed.push("sliding_window: 4096".into());
+        4096
+    });
+    let window = usize::try_from(window).ok().and_then(NonZeroUsize::new);
+    let window =
+        window.ok_or_else(|| fields.unsupported("sliding_window", "0", "null or at least 1"))?;
+    Ok(Some((window, local)))
 }
 
-/// Which layers of a Gemma 3 see a window: by name, or all but every sixth.
-fn local_layers(fields: &Fields<'_>, layers: usize) -> Result<Vec<bool>, LoadError> {
+/// Whether a Qwen3's windows are switched on. A window of null says that there are none.
+fn qwen_has_windows(fields: &Fields<'_>) -> Result<bool, LoadError> {
+    let none = fields.map.get("sliding_window").is_some_and(Value::is_null);
+    Ok(fields.boolean("use_sliding_window")? == Some(true) && !none)
+}
+
+/// Which layers see a window: those that `layer_types` names, else those that the rule says.
+fn local_layers(
+    fields: &Fields<'_>,
+    layers: usize,
+    rule: impl Fn(usize) -> bool,
+) -> Result<Vec<bool>, LoadError> {
     let Some(types) = fields.strings("layer_types")? else {
-        let mut pattern = None;
-        for key in ["sliding_window_pattern", "_sliding_window_pattern"] {
-            pattern = pattern.or(fields.integer(key, SIZE)?);
-        }
-        let pattern = pattern.unwrap_or(6) as usize;
-        return Ok((1..=layers).map(|layer| !layer.is_multiple_of(pattern)).collect());
+        return Ok((0..layers).map(rule).collect());
     };
     if types.len() != layers {
         let expected = format!("{layers}, one for each layer");

@@ -279,12 +279,12 @@ impl Record<Toy> for ToyRecorder {
     }
 
     fn paged_attention(&mut self, op: ops::PagedAttention<'_, Toy>) -> Ran {
-        let ops::PagedAttention { rows, sequences, heads, scale, layer, .. } = op;
+        let ops::PagedAttention { rows, sequences, heads, scale, window, layer, .. } = op;
         let (batch, qkv) = (op.batch.handles(), op.qkv.clone());
         let (kv, output) = (op.kv.clone(), op.output.clone());
         let arguments = format!(
-            "rows {rows}, sequences {sequences}, {heads:?}, scale {scale}, layer {layer}, {}, \
-             qkv {}, kv {}, output {}",
+            "rows {rows}, sequences {sequences}, {heads:?}, scale {scale}, window {window:?}, \
+             layer {layer}, {}, qkv {}, kv {}, output {}",
             batch.arguments(),
             qkv.id,
             kv.id,
@@ -299,6 +299,7 @@ impl Record<Toy> for ToyRecorder {
                     batch,
                     heads,
                     scale,
+                    window,
                     qkv: &qkv.get(),
                     kv: &kv.get(),
                     layer,
