@@ -151,6 +151,7 @@ fn gguf_configs() {
 fn gguf_tensors() {
     check_gguf(File::bitnet, checkpoint_cases::gguf::TENSORS);
     check_gguf(File::llama, checkpoint_cases::gguf::LLAMA);
+    check_gguf(File::gemma3, checkpoint_cases::gguf::GEMMA3);
 }
 
 /// No cut and no flipped bit of a GGUF file makes a panic; a cut is always an error.

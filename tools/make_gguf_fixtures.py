@@ -48,6 +48,8 @@ NORMS = {
     "mlp.ffn_layernorm": "ffn_sub_norm",
     "self_attn.q_norm": "attn_q_norm",
     "self_attn.k_norm": "attn_k_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
     # bitnet.cpp's names, of its embedding models (utils/convert-bitnet-embedding-to-gguf.py).
     **{f"{part}.norm": f"{name}_norm_in" for part, name in LINEARS.items()},
 }
@@ -197,6 +199,8 @@ FILES = [
     File("bitnet_ties", "q8_0", "bitnet-b1.58", as_q8_0_or_f16, Type.F32),
     # BitNet-embedding 0.6B: a norm before each projection.
     File("qwen3_embedding", "scales", "qwen3", with_separate_scale, pooling=PoolingType.MEAN),
+    # BitNet-embedding 270M: windows, and gains with the one in them.
+    File("gemma3_windows", "i2_s", "gemma3", as_i2_s_or_f32, Type.F16),
 ]
 
 
@@ -241,6 +245,8 @@ def write_model(file: File, path: Path) -> None:
     config = folder.config
     writer = GGUFWriter(path, file.arch)
     add_config(writer, config)
+    if file.arch == "gemma3":
+        add_windows(writer, config)
     for key, value in file.keys.items():
         writer.add_string(f"{file.arch}.{key}", value)
     if file.pooling is not None:
@@ -254,19 +260,40 @@ def write_model(file: File, path: Path) -> None:
         for part, name in NORMS.items():
             norm = f"layers.{layer}.{part}.weight"
             if norm in folder.tensors:
-                writer.add_tensor(f"blk.{layer}.{name}.weight", folder.floats(norm))
+                if file.arch == "gemma3" and part == "post_attention_layernorm":
+                    name = "post_attention_norm"
+                writer.add_tensor(f"blk.{layer}.{name}.weight", gain(file, folder, norm))
         for part, name in LINEARS.items():
             linear = folder.linear(f"layers.{layer}.{part}", f"blk.{layer}.{name}")
             if file.arch == "llama" and name in ("attn_q", "attn_k"):
                 heads = config["num_attention_heads" if name == "attn_q" else "num_key_value_heads"]
                 linear.t = permute(linear.t, heads)
             file.linear(writer, linear)
-    writer.add_tensor("output_norm.weight", folder.floats("norm.weight"))
+    writer.add_tensor("output_norm.weight", gain(file, folder, "norm.weight"))
     if not config["tie_word_embeddings"]:
         add_table(writer, "output.weight", folder.tensors["lm_head.weight"], file.table)
     elif file.head_twice:
         add_table(writer, "output.weight", folder.tensors["embed_tokens.weight"], file.table)
     finish(writer, path)
+
+
+def gain(file: File, folder: Folder, name: str) -> np.ndarray:
+    """A norm's gain. Gemma 3's are stored less one, but those before projections; llama.cpp's conversion/gemma.py
+    adds it. The file has no key for `query_pre_attn_scalar`, and its engines take the length of a key: what is left of
+    the scale of the scores goes into the gain of the query heads."""
+    gain = folder.floats(name)
+    if file.arch != "gemma3" or "_proj.norm" in name:
+        return gain
+    gain = gain + np.float32(1)
+    if name.endswith("q_norm.weight"):
+        gain = gain * np.float32(np.sqrt(folder.config["head_dim"] / folder.config["query_pre_attn_scalar"]))
+    return gain
+
+
+def add_windows(writer: GGUFWriter, config: dict) -> None:
+    writer.add_sliding_window(config["sliding_window"])
+    writer.add_sliding_window_pattern(config["sliding_window_pattern"])
+    writer.add_rope_freq_base_swa(config["rope_local_base_freq"])
 
 
 def add_config(writer: GGUFWriter, config: dict) -> None:

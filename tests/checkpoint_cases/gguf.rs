@@ -641,3 +641,87 @@ pub(crate) const LLAMA: &[Case] = &[
         "blk.0.attn_q.weight: expected a scale that is a positive number, found NaN",
     ),
 ];
+
+/// Of files whose architecture is `gemma3`, which has windows.
+pub(crate) const GEMMA3: &[Case] = &[
+    (
+        "a window that is no number of keys",
+        |file| file.set("gemma3.attention.sliding_window", f32_value(8.0)),
+        "gemma3.attention.sliding_window: expected an integer from 0 to 16777216, found 8 (f32)",
+    ),
+    (
+        "a negative window",
+        |file| file.set("gemma3.attention.sliding_window", i32_value(-1)),
+        "gemma3.attention.sliding_window: expected an integer from 0 to 16777216, found -1 (i32)",
+    ),
+    (
+        "a window past all sizes",
+        |file| file.set("gemma3.attention.sliding_window", u32_value(u32::MAX)),
+        "gemma3.attention.sliding_window: expected an integer from 0 to 16777216, found \
+         4294967295 (u32)",
+    ),
+    (
+        "a pattern of another type",
+        |file| file.set("gemma3.attention.sliding_window_pattern", string_value(b"LLLLLG")),
+        "gemma3.attention.sliding_window_pattern: expected a number, or 1 booleans, one for each \
+         layer, found \"LLLLLG\"",
+    ),
+    (
+        "a pattern of more layers than there are",
+        |file| {
+            file.set("gemma3.attention.sliding_window_pattern", array_value(7, 2, &[1, 0]));
+        },
+        "gemma3.attention.sliding_window_pattern: expected a number, or 1 booleans, one for each \
+         layer, found *",
+    ),
+    (
+        "a pattern of numbers",
+        |file| {
+            let items = 1u32.to_le_bytes();
+            file.set("gemma3.attention.sliding_window_pattern", array_value(4, 1, &items));
+        },
+        "gemma3.attention.sliding_window_pattern: expected a number, or 1 booleans, one for each \
+         layer, found *",
+    ),
+    (
+        "a negative pattern",
+        |file| file.set("gemma3.attention.sliding_window_pattern", i32_value(-6)),
+        "gemma3.attention.sliding_window_pattern: expected a number, or 1 booleans, one for each \
+         layer, found -6 (i32)",
+    ),
+    (
+        "a base of the windows that is not positive",
+        |file| file.set("gemma3.rope.freq_base_swa", f32_value(0.0)),
+        "gemma3.rope.freq_base_swa: expected a positive number, found 0 (f32)",
+    ),
+    (
+        "no length of a key",
+        |file| {
+            file.unset("gemma3.attention.key_length");
+            file.unset("gemma3.attention.value_length");
+            file.unset("gemma3.rope.dimension_count");
+        },
+        "blk.0.attn_q.weight: expected * [256,256], found I2_S [2,256]",
+    ),
+    (
+        "capped logits",
+        |file| file.set("gemma3.final_logit_softcapping", f32_value(30.0)),
+        "gemma3.final_logit_softcapping: 30 (f32) is not supported; supported: none",
+    ),
+    (
+        "no norm behind attention",
+        |file| file.remove("blk.0.post_attention_norm.weight"),
+        "blk.0.post_attention_norm.weight: *",
+    ),
+    (
+        "no norm before a projection, as in a Gemma 3 of another kind",
+        |file| file.remove("blk.0.ffn_down_norm_in.weight"),
+        "blk.0.ffn_down_norm_in.weight: *",
+    ),
+    (
+        "layers behind the last norm",
+        |file| file.add("dense_2.weight", &[256, 2], F32, f32s(&[0.0; 512])),
+        "dense_2.weight: a projection of embeddings is not supported; supported: embeddings as the \
+         last norm gives them",
+    ),
+];

@@ -164,6 +164,35 @@ impl File {
         file
     }
 
+    /// The same under the architecture `gemma3`: the norms that a BitNet-embedding has.
+    pub(crate) fn gemma3() -> Self {
+        let mut file = Self::bitnet();
+        file.tensors.retain(|tensor| !tensor.name.ends_with(b"sub_norm.weight"));
+        for (key, _) in &mut file.keys {
+            if let Some(rest) = key.strip_prefix(ARCHITECTURE.as_bytes()) {
+                *key = [b"gemma3", rest].concat();
+            }
+        }
+        file.set("general.architecture", string_value(b"gemma3"));
+        file.set("gemma3.attention.sliding_window", u32_value(8));
+        for (name, width) in [
+            ("attn_q_norm", HEAD_DIM),
+            ("attn_k_norm", HEAD_DIM),
+            ("post_attention_norm", HIDDEN),
+            ("post_ffw_norm", HIDDEN),
+            ("attn_q_norm_in", HIDDEN),
+            ("attn_k_norm_in", HIDDEN),
+            ("attn_v_norm_in", HIDDEN),
+            ("attn_output_norm_in", HEAD_DIM),
+            ("ffn_gate_norm_in", HIDDEN),
+            ("ffn_up_norm_in", HIDDEN),
+            ("ffn_down_norm_in", FFN),
+        ] {
+            file.add(&format!("blk.0.{name}.weight"), &[width], F32, f32s(&vec![1.0; width]));
+        }
+        file
+    }
+
     /// Sets a key.
     pub(crate) fn set(&mut self, key: &str, value: Vec<u8>) {
         self.unset(key);

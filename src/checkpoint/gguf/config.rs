@@ -1,14 +1,18 @@
 //! Hyper-parameters from the metadata of a GGUF file.
 //!
-//! Keys: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. As in `hf::config`, a key that
-//! would change what the model computes, and whose meaning is not implemented here, is an error.
+//! Keys: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>; those of `gemma3` and what they
+//! are where they are absent: <https://github.com/ggml-org/llama.cpp/blob/master/src/models/gemma3.cpp>.
+//! As in `hf::config`, a key that would change what the model computes, and whose meaning is not
+//! implemented here, is an error.
+
+use std::num::NonZeroUsize;
 
 use super::EMBEDDING;
 use super::container::Gguf;
-use super::metadata::Metadata;
+use super::metadata::{Metadata, Value};
 use crate::backend::ops::{Activation, Heads};
 use crate::error::LoadError;
-use crate::model::config::{Attention, Family, MAX_SIZE, ModelConfig};
+use crate::model::config::{Attention, Family, LocalLayers, MAX_SIZE, ModelConfig};
 
 /// What a value of `general.architecture` means.
 #[derive(Debug)]
@@ -74,7 +78,20 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
         ternary: false,
         embeds: true,
     },
+    // BitNet-embedding 270M, by bitnet.cpp's converter, which adds the one to the gains that
+    // Gemma 3 stores without it.
+    Architecture {
+        name: "gemma3",
+        family: Family::Gemma3,
+        activation: Activation::GeluTanh,
+        interleaved: false,
+        ternary: false,
+        embeds: true,
+    },
 ];
+
+/// Gemma 3 of 27B has as many layers; its scores are scaled by another rule than those of the rest.
+const LAYERS_27B: usize = 62;
 
 /// What the metadata says.
 #[derive(Debug)]
@@ -97,12 +114,14 @@ pub(crate) fn parse(gguf: &Gguf) -> Result<GgufConfig, LoadError> {
     let mut assumed = Vec::new();
     let hidden = keys.size("embedding_length")?;
     let context = keys.size("context_length")?;
+    let layers = keys.size("block_count")?;
+    let heads = keys.heads(hidden, &mut assumed)?;
     let model = ModelConfig {
         family: architecture.family,
         hidden,
         ffn: keys.size("feed_forward_length")?,
-        layers: keys.size("block_count")?,
-        heads: keys.heads(hidden, &mut assumed)?,
+        layers,
+        heads,
         vocabulary: keys.vocabulary(gguf)?,
         context,
         rms_eps: keys
@@ -118,10 +137,15 @@ pub(crate) fn parse(gguf: &Gguf) -> Result<GgufConfig, LoadError> {
         },
         activation: keys.activation(architecture, &mut assumed)?,
         tied_head: true,
-        attention: Attention::default(),
+        attention: match architecture.family {
+            Family::Gemma3 => keys.gemma_attention(hidden, layers, heads, &mut assumed)?,
+            _ => {
+                keys.whole_attention(context)?;
+                Attention::default()
+            }
+        },
     };
     keys.whole_rotation(model.heads.dim)?;
-    keys.whole_attention(context)?;
     model.validate().map_err(|(field, expected, found)| {
         LoadError::invalid(&gguf.file, keys.of_field(field), expected, found)
     })?;
@@ -183,6 +207,7 @@ impl Keys<'_> {
             "max_position_embeddings" => "context_length",
             "rms_norm_eps" => "attention.layer_norm_rms_epsilon",
             "rope_theta" => "rope.freq_base",
+            "rope_local_base_freq" => "rope.freq_base_swa",
             other => other,
         })
     }
@@ -269,7 +294,14 @@ impl Keys<'_> {
                 return Err(self.unsupported(key, "1"));
             }
         }
-        for key in ["logit_scale", "embedding_scale", "residual_scale", "attention.scale"] {
+        for key in [
+            "logit_scale",
+            "embedding_scale",
+            "residual_scale",
+            "attention.scale",
+            "attn_logit_softcapping",
+            "final_logit_softcapping",
+        ] {
             // Some writers put 0 where there is no factor.
             let factor = self.metadata.number(&self.full(key), "a number", |_| true)?;
             if factor.is_some_and(|factor| factor != 0.0 && factor != 1.0) {
@@ -291,6 +323,62 @@ impl Keys<'_> {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The scale of Gemma 3's scores, and its windows.
+    fn gemma_attention(
+        &self,
+        hidden: usize,
+        layers: usize,
+        heads: Heads,
+        assumed: &mut Vec<String>,
+    ) -> Result<Attention, LoadError> {
+        let of_query = if layers == LAYERS_27B { hidden / heads.query } else { heads.dim };
+        let scale = Some(1.0 / (of_query.max(1) as f64).sqrt() as f32);
+        let key = "attention.sliding_window";
+        let window = self.metadata.integer(&self.full(key), 0..=MAX_SIZE as u64)?.unwrap_or(0);
+        let Some(window) = NonZeroUsize::new(window as usize) else {
+            return Ok(Attention { scale, local: None });
+        };
+        let layers = self.local_layers(layers, assumed)?;
+        let key = "rope.freq_base_swa";
+        let rope_theta = self.positive(key)?.unwrap_or_else(|| {
+            assumed.push(format!("{key}: 10000"));
+            10_000.0
+        });
+        let local = layers.contains(&true).then_some(LocalLayers { window, rope_theta, layers });
+        Ok(Attention { scale, local })
+    }
+
+    /// Which layers see a window: an array says it of each, a number `n` of all but every `n`th.
+    fn local_layers(
+        &self,
+        layers: usize,
+        assumed: &mut Vec<String>,
+    ) -> Result<Vec<bool>, LoadError> {
+        let key = "attention.sliding_window_pattern";
+        let expected = || format!("a number, or {layers} booleans, one for each layer");
+        let pattern = match self.metadata.get(&self.full(key)) {
+            Some(Value::Array(array)) => {
+                let local: Vec<bool> = (array.iter().take(layers))
+                    .filter_map(
+                        |item| if let Value::Bool(local) = item { Some(local) } else { None },
+                    )
+                    .collect();
+                let whole = array.len == layers && local.len() == layers;
+                return if whole { Ok(local) } else { Err(self.wrong(key, expected())) };
+            }
+            Some(Value::Integer(pattern)) => {
+                usize::try_from(pattern).map_err(|_| self.wrong(key, expected()))?
+            }
+            Some(_) => return Err(self.wrong(key, expected())),
+            None => {
+                assumed.push(format!("{key}: 6"));
+                6
+            }
+        };
+        // Of 0 llama.cpp makes windows in all layers.
+        Ok((0..layers).map(|layer| pattern == 0 || layer % pattern < pattern - 1).collect())
     }
 
     fn whole_attention(&self, context: usize) -> Result<(), LoadError> {

@@ -332,6 +332,13 @@ impl<'a> Finder<'a> {
                     return refuse("a tensor with no place in the model's family", "none here");
                 }
             }
+            // What EmbeddingGemma has behind its last layer.
+            if name.starts_with("dense_") {
+                return refuse(
+                    "a projection of embeddings",
+                    "embeddings as the last norm gives them",
+                );
+            }
             unused.push(name.clone());
         }
         Ok(unused)
