@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 #[non_exhaustive]
 pub enum LoadError {
     /// A file could not be opened or read.
-    #[error("{}: cannot be read: {source}", file.display())]
+    #[error("{}: cannot be read: {source}", shown(file))]
     Read {
         /// The file.
         file: PathBuf,
@@ -18,7 +18,7 @@ pub enum LoadError {
         source: std::io::Error,
     },
     /// A field of a file has a value that it may not have.
-    #[error("{}: {field}: expected {expected}, found {found}", file.display())]
+    #[error("{}: {field}: expected {expected}, found {found}", shown(file))]
     Invalid {
         /// The file.
         file: PathBuf,
@@ -30,7 +30,7 @@ pub enum LoadError {
         found: String,
     },
     /// A file asks for something that is well formed and not supported.
-    #[error("{}: {field}: {found} is not supported; supported: {supported}", file.display())]
+    #[error("{}: {field}: {found} is not supported; supported: {supported}", shown(file))]
     Unsupported {
         /// The file.
         file: PathBuf,
@@ -116,6 +116,11 @@ fn fit(text: String, limit: usize) -> String {
     if text.len() <= limit && !text.contains(char::is_control) { text } else { quote(&text, limit) }
 }
 
+/// A path as messages have it: the names of files that were found in a folder are somebody else's, too.
+pub(crate) fn shown(path: &Path) -> String {
+    quote(&path.display().to_string(), usize::MAX)
+}
+
 /// Text from a file as messages quote it: at most `limit` characters, and none that a terminal
 /// would obey.
 pub(crate) fn quote(text: &str, limit: usize) -> String {
@@ -138,13 +143,13 @@ pub enum ExportError {
     #[error(transparent)]
     Load(#[from] LoadError),
     /// Something is there already and may not be replaced.
-    #[error("{}: it is there already; --force replaces it", path.display())]
+    #[error("{}: it is there already; --force replaces it", shown(path))]
     Exists {
         /// Where the model was to be written.
         path: PathBuf,
     },
     /// What is there is of another kind.
-    #[error("{}: expected {expected}, found something else there", path.display())]
+    #[error("{}: expected {expected}, found something else there", shown(path))]
     Kind {
         /// Where the model was to be written.
         path: PathBuf,
@@ -154,7 +159,8 @@ pub enum ExportError {
     /// A folder that was to be replaced holds a file that is not of a checkpoint.
     #[error(
         "{}: is not replaced, since {} is no file of a checkpoint; move it, or name another folder",
-        path.display(), file.display()
+        shown(path),
+        shown(file)
     )]
     Foreign {
         /// Where the model was to be written.
@@ -173,7 +179,7 @@ pub enum ExportError {
         instead: String,
     },
     /// A file could not be written.
-    #[error("{}: cannot be written: {}", file.display(), in_words(source))]
+    #[error("{}: cannot be written: {}", shown(file), in_words(source))]
     Write {
         /// The file.
         file: PathBuf,

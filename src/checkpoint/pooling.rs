@@ -14,7 +14,7 @@ use super::files::{Files, missing};
 use super::gguf::metadata::Metadata;
 use super::json::{Fields, describe, parse_array, parse_object, quote};
 use super::tokenizer_files::TokenizerFiles;
-use crate::error::LoadError;
+use crate::error::{LoadError, shown};
 use crate::model::config::Family;
 use crate::text::Tokenizer;
 
@@ -105,13 +105,13 @@ impl fmt::Display for DeclaredPooling {
         match self {
             Self::Nothing => write!(f, "{}, since nothing says another", Pooling::default().name()),
             Self::Declared { pooling, file, field } => {
-                write!(f, "{}, by {field} in {}", pooling.name(), file.display())
+                write!(f, "{}, by {field} in {}", pooling.name(), shown(file))
             }
             Self::Unsupported { found, file, field } => write!(
                 f,
                 "{}, by {field} in {}, which is not supported",
                 quote(found, 100),
-                file.display()
+                shown(file)
             ),
         }
     }

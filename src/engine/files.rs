@@ -7,7 +7,7 @@ use crate::checkpoint::adapted::Adapted;
 use crate::checkpoint::lora::{self, Adapter};
 use crate::checkpoint::synthetic::{self, SyntheticModel};
 use crate::checkpoint::{self, Checkpoint, DeclaredPooling, GenerationDefaults, TokenizerFiles};
-use crate::error::{LoadError, SubmitError};
+use crate::error::{LoadError, SubmitError, shown};
 use crate::model::config::{ModelConfig, NormRole, Projection};
 use crate::model::weights::WeightSource;
 use crate::tensor::HostTable;
@@ -163,7 +163,7 @@ impl ModelFiles {
             chat,
             defaults,
             bos: bos.filter(|&id| (id as usize) < vocabulary),
-            name: checkpoint.summary().path.display().to_string(),
+            name: shown(&checkpoint.summary().path),
             embeds: checkpoint.embeds(),
             embedding_end,
             pooling: checkpoint.pooling().clone(),
@@ -226,14 +226,14 @@ impl ModelFiles {
         let path_of = |path: &Path| path.canonicalize().ok();
         let same = path_of(&folder.join(base)).is_some_and(|base| Some(base) == path_of(model))
             || named(Path::new(base)) == named(model);
-        let (folder, model) = (folder.display(), model.display());
+        let (folder, model) = (shown(folder), shown(model));
         (!same).then(|| {
             format!("the adapter {folder} was made for {base:?} and is applied to {model}")
         })
     }
 
     fn add(&mut self, adapter: Adapter) -> Result<(), LoadError> {
-        self.name += &format!(" + {}", adapter.folder().display());
+        self.name += &format!(" + {}", shown(adapter.folder()));
         self.weights.add(adapter)
     }
 

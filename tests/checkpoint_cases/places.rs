@@ -197,3 +197,13 @@ fn a_file_that_may_not_be_read_says_so() {
         }
     }
 }
+
+/// A folder's GGUF file is found by listing it, so that its name is as foreign as what is in it.
+#[cfg(unix)]
+#[test]
+fn the_name_of_a_file_that_was_found_cannot_steer_a_terminal() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    fs::write(folder.path().join("\x1b[2J\r\n.gguf"), b"GGML").expect("written");
+    let found = sentence(folder.path(), folder.path());
+    assert_eq!(found, r#"FOLDER/\u{1b}[2J\r\n.gguf: magic: expected "GGUF", found "GGML""#);
+}

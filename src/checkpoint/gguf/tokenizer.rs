@@ -17,7 +17,7 @@ use std::sync::Arc;
 use super::metadata::Metadata;
 use crate::checkpoint::generation_config::GenerationDefaults;
 use crate::checkpoint::tokenizer_files::TokenizerFiles;
-use crate::error::LoadError;
+use crate::error::{LoadError, shown};
 use crate::text::split::{self, Split};
 use crate::text::tokenizer::{MAX_VOCABULARY, Tokenizer, TokenizerOptions};
 use crate::text::vocabulary::{Alphabet, Merges, TokenEntry, TokenKind, Vocabulary};
@@ -242,7 +242,7 @@ fn kind(metadata: &Metadata, scan: &Scan, notes: &mut Vec<String>) -> Result<Kin
         "{unnamed}: text is split as llama.cpp does then, and tokens may not be those that the \
          model was trained with"
     );
-    tracing::warn!("{}: {doubt}", metadata.file.display());
+    tracing::warn!("{}: {doubt}", shown(&metadata.file));
     notes.push(doubt);
     Ok(Kind::ByteLevel(&split::DEFAULT))
 }

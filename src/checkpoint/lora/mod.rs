@@ -19,7 +19,7 @@ use crate::checkpoint::files::{self, Files, missing};
 use crate::checkpoint::hf::weights::{PROJECTIONS, check_finite};
 use crate::checkpoint::json::{self, quote};
 use crate::checkpoint::safetensors::{self, Tensor, Tensors, shape_text};
-use crate::error::LoadError;
+use crate::error::{LoadError, shown};
 use crate::model::config::{MAX_SIZE, ModelConfig, Projection};
 
 /// What PEFT calls the config of an adapter.
@@ -102,7 +102,7 @@ impl Adapter {
         };
         if !strength.is_finite() {
             return Err(LoadError::Option {
-                option: format!("scale of the adapter {}", path.display()),
+                option: format!("scale of the adapter {}", shown(path)),
                 expected: "a finite number".into(),
                 found: strength.to_string(),
             });
@@ -194,7 +194,7 @@ impl Adapter {
             return Err(LoadError::invalid(&self.config_file, FIELD, advice, found));
         };
         if is_adapter(&path) {
-            let found = format!("{}, which is an adapter itself", path.display());
+            let found = format!("{}, which is an adapter itself", shown(&path));
             return Err(LoadError::invalid(&self.config_file, FIELD, "a model", found));
         }
         Ok(path)
