@@ -159,7 +159,7 @@ fn is_module(path: &Path) -> bool {
 
 /// Whether a checkpoint's folder has files of this name.
 fn is_of_checkpoint(name: &str) -> bool {
-    super::hf::COMPANIONS.contains(&name)
+    super::hf_texts::COMPANIONS.contains(&name)
         || ["config.json", "model.safetensors.index.json"].contains(&name)
         || ["modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"]
             .contains(&name)

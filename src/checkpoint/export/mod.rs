@@ -26,6 +26,7 @@ mod destination;
 mod encode;
 mod gguf;
 mod hf;
+mod hf_texts;
 mod stream;
 mod vocabulary;
 
