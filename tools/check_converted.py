@@ -42,6 +42,9 @@ NORMS = {
     "mlp.ffn_sub_norm": "ffn_sub_norm",
     "self_attn.q_norm": "attn_q_norm",
     "self_attn.k_norm": "attn_k_norm",
+    # Gemma 3, whose "post_attention_layernorm" is another norm than that of the rest.
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
     # bitnet.cpp's names, of its embedding models (utils/convert-bitnet-embedding-to-gguf.py).
     **{f"{part}.rms_norm": f"{name}_norm_in" for part, name in PROJECTIONS.items()},
 }
@@ -76,7 +79,8 @@ class Model:
 
     @property
     def arch(self) -> str:
-        return {"llama": "llama", "bitnet": "bitnet-b1.58", "qwen3": "qwen3"}[self.config["model_type"]]
+        kind = self.config["model_type"]
+        return {"bitnet": "bitnet-b1.58", "gemma3_text": "gemma3"}.get(kind, kind)
 
     @property
     def head_dim(self) -> int:
@@ -144,10 +148,10 @@ def read_folder(folder: Path) -> Model:
 
 
 def make(
-    folder: Path, seed: int, *, form: str, dtype: str, tied: bool, llama: bool = False, qwen: bool = False, layers: int = 2
+    folder: Path, seed: int, *, form: str, dtype: str, tied: bool, llama: bool = False, embeds: str = "", layers: int = 2
 ) -> None:
-    """A random checkpoint whose matrices fit every type. `form`: bitlinear, autobitlinear or master. A Qwen3 has the
-    form in which the embedding models are published, and what sentence-transformers puts beside."""
+    """A random checkpoint whose matrices fit every type. `form`: bitlinear, autobitlinear or master. A model that
+    embeds, "qwen3" or "gemma3", has the form in which those are published, and what sentence-transformers puts beside."""
     rng = np.random.default_rng(seed)
     hidden, ffn, heads, kv, dim, vocab = 512, 768, 4, 2, 128, 1024
     shapes = {
@@ -179,7 +183,9 @@ def make(
     for layer in range(layers):
         at = f"model.layers.{layer}."
         widths = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
-        if qwen:
+        if embeds == "gemma3":
+            widths |= {"pre_feedforward_layernorm": hidden, "post_feedforward_layernorm": hidden}
+        if embeds:
             widths |= {"self_attn.q_norm": dim, "self_attn.k_norm": dim}
             widths |= {f"{part}.norm": cols for part, (_, cols) in shapes.items()}
         elif not llama:
@@ -219,10 +225,14 @@ def make(
         "quantization_config": quantization,
     }
     folder.mkdir(parents=True)
-    if qwen:
+    if embeds:
         assert form == "master" and tied
         del config["quantization_config"]
         config |= {"architectures": ["Qwen3Model"], "model_type": "qwen3", "head_dim": dim, "hidden_act": "silu"}
+        if embeds == "gemma3":
+            del config["hidden_act"]
+            config |= {"architectures": ["Gemma3TextModel"], "model_type": "gemma3_text", "query_pre_attn_scalar": dim}
+            config |= {"hidden_activation": "gelu_pytorch_tanh", "rope_local_base_freq": 20000.0, "sliding_window": 48}
         tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
         classes = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
         modules = [
@@ -389,7 +399,8 @@ class Check:
             "bitnet-master": dict(form="master", dtype="F32", tied=False),
             "llama": dict(llama=True, form="bitlinear", dtype="BF16", tied=False),
             "llama-tied": dict(llama=True, form="bitlinear", dtype="F16", tied=True),
-            "qwen3": dict(qwen=True, form="master", dtype="BF16", tied=True),
+            "qwen3": dict(embeds="qwen3", form="master", dtype="BF16", tied=True),
+            "gemma3": dict(embeds="gemma3", form="master", dtype="BF16", tied=True, layers=7),
         }
         for seed, (name, shape) in enumerate(models.items()):
             folder = self.work / name
@@ -427,8 +438,10 @@ class Check:
             # A block of zeros may say anything; ggml says 0.
             assert (scales[codes != 0] == scale).all(), f"{out.name}: {name}: scales differ"
         for hf, values in model.floats.items():
-            name = gguf_name(hf)
+            name = gguf_name(hf, model.arch)
             expected.add(name)
+            if model.arch == "gemma3" and values.ndim == 1 and "_proj." not in hf:
+                values = values + np.float32(1)  # its class adds it; in GGUF it stands in the gain
             stored, found = file.floats(name)
             table = values.ndim == 2
             wanted = (head or model.dtypes[hf]).upper() if table else "F32"
@@ -488,12 +501,14 @@ class Check:
         print("refusals: as expected")
 
 
-def gguf_name(hf: str) -> str:
+def gguf_name(hf: str, arch: str) -> str:
     whole = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
     base = hf.removesuffix(".weight")
     if base in whole:
         return f"{whole[base]}.weight"
     layer, part = base.removeprefix("model.layers.").split(".", 1)
+    if arch == "gemma3" and part == "post_attention_layernorm":
+        return f"blk.{layer}.post_attention_norm.weight"
     return f"blk.{layer}.{NORMS[part]}.weight"
 
 
@@ -527,7 +542,11 @@ def check_keys(model: Model, file: Gguf, source: Path, kind: str) -> None:
         expected[f"{arch}.hidden_activation"] = config["hidden_act"]
     # A text to be embedded ends with EOS, whose row is taken.
     expected["tokenizer.ggml.add_eos_token"] = arch == "qwen3"
-    if arch == "qwen3":
+    if arch == "gemma3":
+        expected[f"{arch}.attention.sliding_window"] = config["sliding_window"]
+        expected[f"{arch}.attention.sliding_window_pattern"] = 6
+        expected[f"{arch}.rope.freq_base_swa"] = config["rope_local_base_freq"]
+    if arch in ("qwen3", "gemma3"):
         expected[f"{arch}.pooling_type"] = gguf.PoolingType.LAST
     else:
         assert f"{arch}.pooling_type" not in keys

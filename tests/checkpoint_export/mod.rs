@@ -1,16 +1,17 @@
 //! What is exported reads back as what it was.
 
 use std::fs;
+use std::num::NonZeroUsize;
 use std::path::Path;
 
 use trine::backend::ops::Heads;
 use trine::checkpoint::export::{ExportOptions, Format, Source, TableType, export};
 use trine::checkpoint::synthetic::{SyntheticModel, published};
 use trine::checkpoint::{
-    Checkpoint, DeclaredPooling, GenerationDefaults, Pooling, open, open_tokenizer,
+    Checkpoint, DeclaredPooling, GenerationDefaults, Pooling, TokenizerFiles, open, open_tokenizer,
 };
 use trine::error::ExportError;
-use trine::model::config::{ModelConfig, NormRole, Projection};
+use trine::model::config::{Attention, LocalLayers, ModelConfig, NormRole, Projection};
 use trine::model::weights::WeightSource;
 use trine::text::Special;
 
@@ -118,7 +119,9 @@ fn tokenizers_of_gguf_files_survive() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let texts =
         ["Shall I compare thee", "  two\n\n lines\t", "12345 naïve 🙂 שלום", "", "don't 'RE"];
-    for name in ["llama_bpe", "bitnet_2b4t", "gpt2", "qwen2", "smollm", "llama", "llama_flat"] {
+    for name in
+        ["llama_bpe", "bitnet_2b4t", "gpt2", "qwen2", "smollm", "llama", "llama_flat", "gemma"]
+    {
         let file = Path::new("tests/gguf_tokenizer").join(name).with_extension("gguf");
         let files = open_tokenizer(&file).unwrap_or_else(|e| panic!("{e}"));
         let before = files.tokenizer().expect("reads").expect("a tokenizer");
@@ -221,6 +224,71 @@ fn an_embedding_model_survives() {
             fs::write(back.join("1_Pooling/mine.txt"), "mine").expect("written");
             let refused = export(&gguf.export_source(), &back, &again, &mut |_, _| true);
             assert!(matches!(refused, Err(ExportError::Foreign { .. })), "{refused:?}");
+        }
+    }
+}
+
+/// Windows and scales of attention, in the families that have them, as a folder and as GGUF and back;
+/// what an architecture has no key for is refused.
+#[test]
+fn attention_of_its_own_survives_or_is_refused() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let files = TokenizerFiles::default();
+    let generation = GenerationDefaults::default();
+    let some = |window: usize| NonZeroUsize::new(window).expect("not zero");
+    let config = |shape: &str, scale: Option<f32>, local: Option<LocalLayers>| ModelConfig {
+        hidden: 256,
+        ffn: 256,
+        layers: 7,
+        heads: Heads { query: 4, kv: 2, dim: 64 },
+        vocabulary: 64,
+        attention: Attention { scale, local },
+        ..published(shape).expect("a shape")
+    };
+    let sixth = |layer: usize| layer % 6 < 5;
+    let third = |layer: usize| layer % 3 < 2;
+    let local = |window, rope_theta, which: fn(usize) -> bool| {
+        Some(LocalLayers { window: some(window), rope_theta, layers: (0..7).map(which).collect() })
+    };
+    let (qwen, gemma) = ("embedding-0.6b", "embedding-270m");
+    for (name, config, gguf) in [
+        ("gemma-whole", config(gemma, Some(0.125), None), true),
+        ("gemma-sixth", config(gemma, Some(0.125), local(9, 2e4, sixth)), true),
+        ("gemma-third", config(gemma, Some(0.125), local(9, 2e4, third)), true),
+        ("gemma-scale", config(gemma, Some(0.25), local(9, 2e4, sixth)), false),
+        ("qwen-third", config(qwen, None, local(9, 1e6, third)), false),
+    ] {
+        let model = SyntheticModel::new(config, 1).expect("valid");
+        let source = Source {
+            weights: &model,
+            tokenizer: &files,
+            generation: &generation,
+            embeds: true,
+            pooling: &DeclaredPooling::Nothing,
+            name,
+            files: None,
+        };
+        let convert = |from: &Source<'_>, to: &str, format: Format| {
+            let path = folder.path().join(format!("{name}-{to}"));
+            export(from, &path, &ExportOptions::new(format), &mut |_, _| true)?;
+            let after = open(&path).unwrap_or_else(|e| panic!("{e}"));
+            assert_same_weights(&format!("{name}-{to}"), &model, &after);
+            Ok(after)
+        };
+        let hf = convert(&source, "hf", Format::Hf).unwrap_or_else(|e: ExportError| panic!("{e}"));
+        for format in [Format::I2S, Format::Tq2] {
+            match convert(&hf.export_source(), &format!("{format:?}.gguf"), format) {
+                Ok(between) => {
+                    assert!(gguf, "{name}");
+                    let back = format!("{format:?}-hf");
+                    let back = convert(&between.export_source(), &back, Format::Hf);
+                    back.unwrap_or_else(|e| panic!("{e}"));
+                }
+                Err(error) => {
+                    assert!(!gguf, "{name}: {error}");
+                    assert!(error.to_string().contains("the model's attention"), "{error}");
+                }
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Source of the container: `docs/gguf.md` of ggml-org/ggml. Keys and names of tensors:
 //! `src/llama-arch.cpp` of llama.cpp and `3rdparty/llama.cpp` of microsoft/BitNet; what each
-//! architecture does with them is in [`GgufArch`].
+//! architecture does with them is in [`GgufArch`](super::GgufArch).
 
 use std::path::Path;
 
@@ -10,19 +10,17 @@ use half::f16;
 
 use super::destination::{self, NewFile};
 use super::encode::{I2_S_TAIL, TableType, TernaryLayout};
+use super::gguf_arch::architecture;
+use super::gguf_header::header;
 use super::stream::Stream;
-use super::vocabulary::{self, Vocabulary};
-use super::{
-    ExportOptions, Exported, GgufArch, Progress, Source, Table, own_type, threads, write_table,
-};
-use crate::backend::ops::Activation;
+use super::vocabulary;
+use super::{ExportOptions, Exported, Progress, Source, Table, own_type, threads, write_table};
 use crate::checkpoint::gguf::weights::norm_name;
-use crate::checkpoint::pooling::Pooling;
 use crate::error::ExportError;
-use crate::model::config::{Attention, Family, ModelConfig, NormRole, Projection};
+use crate::model::config::{Family, ModelConfig, NormRole, Projection};
 
 /// Tensors begin at multiples of this.
-const ALIGNMENT: u64 = 32;
+pub(super) const ALIGNMENT: u64 = 32;
 
 /// Type ids of ggml. 36 is bitnet.cpp's; llama.cpp gave it up.
 fn ternary_id(layout: TernaryLayout) -> u32 {
@@ -45,23 +43,13 @@ fn table_id(kind: TableType) -> u32 {
     }
 }
 
-/// `general.file_type`: what most of the tensors are. 40 is bitnet.cpp's number; llama.cpp has
-/// given it to another type since, and prints it only.
-fn file_type(layout: TernaryLayout) -> u32 {
-    match layout {
-        TernaryLayout::Tq1 => 36,
-        TernaryLayout::Tq2 => 37,
-        TernaryLayout::I2S => 40,
-    }
-}
-
 /// A tensor to be written.
-struct Tensor {
-    name: String,
+pub(super) struct Tensor {
+    pub(super) name: String,
     /// The fastest first, as ggml has them.
-    shape: Vec<usize>,
-    id: u32,
-    bytes: u64,
+    pub(super) shape: Vec<usize>,
+    pub(super) id: u32,
+    pub(super) bytes: u64,
     data: Data,
 }
 
@@ -132,73 +120,6 @@ pub(super) fn write(
     debug_assert_eq!(stream.done, total);
     new.keep()?;
     Ok(Exported { bytes: total, tensors: tensors.len(), notes })
-}
-
-/// The architecture whose engines compute what the model does.
-fn architecture(
-    config: &ModelConfig,
-    layout: TernaryLayout,
-    wish: Option<GgufArch>,
-    notes: &mut Vec<String>,
-) -> Result<&'static str, ExportError> {
-    let refuse = |what: &str, reason: String| {
-        let instead = "--type hf keeps the model as it is".to_owned();
-        Err(ExportError::Unfit { what: what.to_owned(), reason, instead })
-    };
-    let activation = config.activation;
-    let row = config.family.row();
-    if config.attention != Attention::default() && config.family != Family::Gemma3 {
-        let reason = "it has a scale or windows of its own, which the architecture has no key for";
-        return refuse("the model's attention", reason.into());
-    }
-    if let Family::Llama | Family::Qwen3 = config.family {
-        let arch = if config.family == Family::Llama { "llama" } else { "qwen3" };
-        if wish.is_some() {
-            let reason = format!("it is for the BitNet family, and this is {}", row.name);
-            return refuse("--arch", reason);
-        }
-        if activation != Activation::Silu {
-            let reason = format!("engines compute SiLU for {arch}, and this model {activation:?}");
-            return refuse("the activation", reason);
-        }
-        if row.projection_norms {
-            notes.push(
-                "of other engines bitnet.cpp alone reads the norms before projections, since 2026"
-                    .into(),
-            );
-        }
-        return Ok(arch);
-    }
-    if config.family != Family::BitNet {
-        return refuse("the model's family", format!("GGUF is not written for {}", row.name));
-    }
-    let arch = match (activation, wish) {
-        (Activation::Relu2, None) => GgufArch::BitNetB158,
-        (Activation::Silu, None) => GgufArch::BitNet,
-        (Activation::Silu, Some(GgufArch::BitNetB158)) => {
-            let reason = "engines compute ReLU² for bitnet-b1.58, and this model SiLU".into();
-            return refuse("--arch", reason);
-        }
-        (Activation::Relu2 | Activation::Silu, Some(arch)) => arch,
-        (other, _) => {
-            let reason = format!("no engine computes {other:?} for this family");
-            return refuse("the activation", reason);
-        }
-    };
-    if activation == Activation::Relu2 && arch == GgufArch::BitNet {
-        notes.push(
-            "engines that do not read bitnet.hidden_activation compute SiLU where this model has \
-             ReLU², and write nonsense"
-                .into(),
-        );
-    } else if arch == GgufArch::BitNetB158 && layout != TernaryLayout::I2S {
-        notes.push(
-            "llama.cpp itself does not know the architecture bitnet-b1.58; --arch bitnet writes \
-             what its newest versions read"
-                .into(),
-        );
-    }
-    Ok(arch.name())
 }
 
 /// Whether every matrix has columns in whole blocks.
@@ -380,183 +301,4 @@ fn interleaved(config: &ModelConfig, projection: Projection) -> impl Fn(usize) -
         let within = row % dim;
         row - within + within % 2 * (dim / 2) + within / 2
     }
-}
-
-/// Everything before the tensors' bytes, not padded.
-fn header(
-    source: &Source<'_>,
-    arch: &str,
-    layout: TernaryLayout,
-    vocabulary: Option<&Vocabulary>,
-    tensors: &[Tensor],
-) -> Vec<u8> {
-    let mut keys = Keys::default();
-    model_keys(&mut keys, source, arch, layout);
-    match vocabulary {
-        Some(vocabulary) => vocabulary_keys(&mut keys, source, vocabulary),
-        // What llama.cpp's converter writes for a model without one.
-        None => keys.text("tokenizer.ggml.model", "no_vocab"),
-    }
-    let mut header = b"GGUF".to_vec();
-    header.extend(3u32.to_le_bytes());
-    header.extend((tensors.len() as u64).to_le_bytes());
-    header.extend(keys.count.to_le_bytes());
-    header.append(&mut keys.bytes);
-    let mut offset = 0u64;
-    for tensor in tensors {
-        put_text(&mut header, &tensor.name);
-        header.extend((tensor.shape.len() as u32).to_le_bytes());
-        for &size in &tensor.shape {
-            header.extend((size as u64).to_le_bytes());
-        }
-        header.extend(tensor.id.to_le_bytes());
-        header.extend(offset.to_le_bytes());
-        offset += tensor.bytes.next_multiple_of(ALIGNMENT);
-    }
-    header
-}
-
-fn model_keys(keys: &mut Keys, source: &Source<'_>, arch: &str, layout: TernaryLayout) {
-    let config = source.weights.config();
-    let of_arch = |key: &str| format!("{arch}.{key}");
-    keys.text("general.architecture", arch);
-    keys.text("general.type", "model");
-    keys.text("general.name", source.name);
-    keys.integer("general.file_type", file_type(layout));
-    keys.integer("general.quantization_version", 2);
-    for (key, size) in [
-        ("vocab_size", config.vocabulary),
-        ("context_length", config.context),
-        ("embedding_length", config.hidden),
-        ("block_count", config.layers),
-        ("feed_forward_length", config.ffn),
-        ("rope.dimension_count", config.heads.dim),
-        ("attention.head_count", config.heads.query),
-        ("attention.head_count_kv", config.heads.kv),
-        ("attention.key_length", config.heads.dim),
-        ("attention.value_length", config.heads.dim),
-    ] {
-        keys.integer(&of_arch(key), size as u32);
-    }
-    keys.float(&of_arch("attention.layer_norm_rms_epsilon"), config.rms_eps);
-    keys.float(&of_arch("rope.freq_base"), config.rope_theta as f32);
-    if let Some(pooling) = source.pooled() {
-        let kind = match pooling {
-            Pooling::Mean => 1,
-            Pooling::Cls => 2,
-            Pooling::Last => 3,
-        };
-        keys.integer(&of_arch("pooling_type"), kind);
-    }
-    if config.family == Family::BitNet {
-        let activations = config.family.row().activations.iter();
-        let name = activations.clone().find(|(_, known)| *known == config.activation);
-        keys.text(&of_arch("hidden_activation"), name.map_or("silu", |(name, _)| name));
-    }
-}
-
-fn vocabulary_keys(keys: &mut Keys, source: &Source<'_>, vocabulary: &Vocabulary) {
-    let of = |key: &str| format!("tokenizer.ggml.{key}");
-    keys.text(&of("model"), vocabulary.kind);
-    keys.text(&of("pre"), vocabulary.pre);
-    keys.texts(&of("tokens"), &vocabulary.tokens);
-    if !vocabulary.scores.is_empty() {
-        keys.array(&of("scores"), FLOAT, vocabulary.scores.iter().map(|s| s.to_le_bytes()));
-    }
-    keys.array(&of("token_type"), SIGNED, vocabulary.types.iter().map(|t| t.to_le_bytes()));
-    if vocabulary.kind == "gpt2" {
-        keys.texts(&of("merges"), &vocabulary.merges);
-    }
-    for (key, id) in [
-        ("bos_token_id", vocabulary.bos),
-        ("eos_token_id", vocabulary.eos),
-        ("eot_token_id", vocabulary.eot),
-        ("unknown_token_id", vocabulary.unknown),
-        ("padding_token_id", vocabulary.pad),
-    ] {
-        if let Some(id) = id {
-            keys.integer(&of(key), id);
-        }
-    }
-    keys.boolean(&of("add_bos_token"), vocabulary.add_bos);
-    keys.boolean(&of("add_eos_token"), vocabulary.add_eos);
-    if let Some(prefix) = vocabulary.add_space_prefix {
-        keys.boolean(&of("add_space_prefix"), prefix);
-    }
-    if let Some(template) = &source.tokenizer.chat_template {
-        keys.text("tokenizer.chat_template", template);
-    }
-    let named: Vec<_> = source.tokenizer.named_chat_templates.iter().collect();
-    let named = named.iter().filter(|(name, _)| name != "default");
-    let names: Vec<String> = named.clone().map(|(name, _)| name.clone()).collect();
-    for (name, template) in named {
-        keys.text(&format!("tokenizer.chat_template.{name}"), template);
-    }
-    if !names.is_empty() {
-        keys.texts("tokenizer.chat_templates", &names);
-    }
-}
-
-/// Types of values.
-const UNSIGNED: u32 = 4;
-const SIGNED: u32 = 5;
-const FLOAT: u32 = 6;
-const BOOLEAN: u32 = 7;
-const TEXT: u32 = 8;
-const ARRAY: u32 = 9;
-
-/// Keys and values as bytes.
-#[derive(Default)]
-struct Keys {
-    count: u64,
-    bytes: Vec<u8>,
-}
-
-impl Keys {
-    fn key(&mut self, key: &str, kind: u32) {
-        self.count += 1;
-        put_text(&mut self.bytes, key);
-        self.bytes.extend(kind.to_le_bytes());
-    }
-
-    fn integer(&mut self, key: &str, value: u32) {
-        self.key(key, UNSIGNED);
-        self.bytes.extend(value.to_le_bytes());
-    }
-
-    fn float(&mut self, key: &str, value: f32) {
-        self.key(key, FLOAT);
-        self.bytes.extend(value.to_le_bytes());
-    }
-
-    fn boolean(&mut self, key: &str, value: bool) {
-        self.key(key, BOOLEAN);
-        self.bytes.push(u8::from(value));
-    }
-
-    fn text(&mut self, key: &str, value: &str) {
-        self.key(key, TEXT);
-        put_text(&mut self.bytes, value);
-    }
-
-    fn texts(&mut self, key: &str, values: &[String]) {
-        self.key(key, ARRAY);
-        self.bytes.extend(TEXT.to_le_bytes());
-        self.bytes.extend((values.len() as u64).to_le_bytes());
-        for value in values {
-            put_text(&mut self.bytes, value);
-        }
-    }
-
-    fn array(&mut self, key: &str, kind: u32, values: impl ExactSizeIterator<Item = [u8; 4]>) {
-        self.key(key, ARRAY);
-        self.bytes.extend(kind.to_le_bytes());
-        self.bytes.extend((values.len() as u64).to_le_bytes());
-        self.bytes.extend(values.flatten());
-    }
-}
-
-fn put_text(bytes: &mut Vec<u8>, text: &str) {
-    bytes.extend((text.len() as u64).to_le_bytes());
-    bytes.extend(text.as_bytes());
 }

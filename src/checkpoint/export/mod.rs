@@ -25,6 +25,8 @@
 mod destination;
 mod encode;
 mod gguf;
+mod gguf_arch;
+mod gguf_header;
 mod hf;
 mod hf_texts;
 mod stream;

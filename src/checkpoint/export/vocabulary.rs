@@ -347,6 +347,8 @@ fn space_prefix(json: &Json) -> Result<bool, String> {
             Some("Replace") if step["pattern"]["String"] == " " && step["content"] == "▁" => {
                 replaced = true;
             }
+            // Gemma's, which comes when no space is left to split at.
+            Some("Split") if replaced && step["pattern"]["String"] == " " => {}
             Some("Metaspace") if step["replacement"] == "▁" => {
                 replaced = true;
                 prefix |= match step["prepend_scheme"].as_str() {

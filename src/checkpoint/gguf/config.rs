@@ -93,6 +93,26 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
 /// Gemma 3 of 27B has as many layers; its scores are scaled by another rule than those of the rest.
 const LAYERS_27B: usize = 62;
 
+/// What engines multiply the scores of a Gemma 3 by.
+pub(crate) fn gemma_scale(config: &ModelConfig) -> f32 {
+    scale_of_gemma(config.hidden, config.layers, config.heads)
+}
+
+fn scale_of_gemma(hidden: usize, layers: usize, heads: Heads) -> f32 {
+    let of_query = if layers == LAYERS_27B { hidden / heads.query } else { heads.dim };
+    1.0 / (of_query.max(1) as f64).sqrt() as f32
+}
+
+/// Which layers of a Gemma 3 see a window where no key says it.
+pub(crate) fn every_sixth(layers: usize) -> Vec<bool> {
+    all_but_every(6, layers)
+}
+
+/// Windows in all layers but every `pattern`th; of 0 llama.cpp makes windows in all.
+fn all_but_every(pattern: usize, layers: usize) -> Vec<bool> {
+    (0..layers).map(|layer| pattern == 0 || layer % pattern < pattern - 1).collect()
+}
+
 /// What the metadata says.
 #[derive(Debug)]
 pub(crate) struct GgufConfig {
@@ -333,8 +353,7 @@ impl Keys<'_> {
         heads: Heads,
         assumed: &mut Vec<String>,
     ) -> Result<Attention, LoadError> {
-        let of_query = if layers == LAYERS_27B { hidden / heads.query } else { heads.dim };
-        let scale = Some(1.0 / (of_query.max(1) as f64).sqrt() as f32);
+        let scale = Some(scale_of_gemma(hidden, layers, heads));
         let key = "attention.sliding_window";
         let window = self.metadata.integer(&self.full(key), 0..=MAX_SIZE as u64)?.unwrap_or(0);
         let Some(window) = NonZeroUsize::new(window as usize) else {
@@ -377,8 +396,7 @@ impl Keys<'_> {
                 6
             }
         };
-        // Of 0 llama.cpp makes windows in all layers.
-        Ok((0..layers).map(|layer| pattern == 0 || layer % pattern < pattern - 1).collect())
+        Ok(all_but_every(pattern, layers))
     }
 
     fn whole_attention(&self, context: usize) -> Result<(), LoadError> {
