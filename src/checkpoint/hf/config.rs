@@ -445,14 +445,14 @@ mod tests {
     }
 
     #[test]
-    fn a_sliding_window_caps_the_context_and_is_said() {
+    fn layers_see_windows_and_the_context_is_whole() {
         let config = gemma(|_| ()).expect("valid");
-        assert_eq!(config.model.context, 512);
+        assert_eq!(config.model.context, 32_768);
         assert_eq!(config.model.attention_scale(), 0.25);
         assert_eq!(config.model.embedding_scale(), 8.0);
-        let said = config.assumed.iter().find(|said| said.starts_with("context: 512 tokens"));
-        assert!(said.is_some_and(|said| said.contains("32768")), "{:?}", config.assumed);
-        let local = config.model.attention.local.expect("local layers");
+        let window = |layer| config.model.window(layer).map(NonZeroUsize::get);
+        assert_eq!((window(0), window(5)), (Some(512), None));
+        let local = config.model.attention.local.as_ref().expect("local layers");
         // All but every sixth.
         assert_eq!(local.layers, [true, true, true, true, true, false, true]);
         assert_eq!((config.model.rope_theta, local.rope_theta), (1e6, 1e4));
