@@ -21,6 +21,10 @@
     reason = "loops over the constants of a tile index several arrays of it"
 )]
 
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
 use super::exp::{exp, exp_one};
 use super::isa::Kernel;
 use super::kv::{KvData, KvElement, KvShape, SCALES};
@@ -30,9 +34,6 @@ use super::{Cpu, SMALL, scratch};
 use crate::backend::ops::{Heads, PagedAttention, check_len, first_key};
 use crate::backend::{KEY_BLOCK, PAGE_TOKENS};
 use crate::error::RunError;
-use std::num::NonZeroUsize;
-use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// Rows of a tile: with two vectors of keys, 16 chains of multiply-adds. Four would hide their
 /// latency; eight load and convert each key half as often.
@@ -50,6 +51,21 @@ pub(super) struct Tile {
     blocks: u32,
     /// Blocks of all tiles before it.
     blocks_before: u32,
+}
+
+/// Which values some rows of a tile weigh, and which columns of them.
+#[derive(Clone, Copy)]
+struct Weighed {
+    sequence: u32,
+    /// The first page of the block of keys.
+    first_page: usize,
+    kv_head: usize,
+    /// Keys `least .. most` of the block are those that any of the rows sees.
+    least: usize,
+    most: usize,
+    column: usize,
+    /// The first of the rows in the tile.
+    first_row: usize,
 }
 
 struct Attention<'a, T> {
@@ -334,39 +350,40 @@ impl<T: KvElement> Attention<'_, T> {
         let mut column = 0;
         while column < stride {
             let left = (stride - column) / LANES;
-            let at = (tile.sequence, first_page, kv_head, (least, most), column);
+            let of = Weighed {
+                sequence: tile.sequence,
+                first_page,
+                kv_head,
+                least,
+                most,
+                column,
+                first_row: first,
+            };
             column += LANES
                 * match S::REGISTERS {
                     // With 4 rows, 16 sums; with 8, too many.
                     Registers::Many if left >= 4 && R <= 4 => {
-                        self.weigh::<S, R, 4>(s, at, first, scores, state)
+                        self.weigh::<S, R, 4>(s, of, scores, state)
                     }
                     Registers::Many | Registers::Few if left >= 2 => {
-                        self.weigh::<S, R, 2>(s, at, first, scores, state)
+                        self.weigh::<S, R, 2>(s, of, scores, state)
                     }
-                    _ => self.weigh::<S, R, 1>(s, at, first, scores, state),
+                    _ => self.weigh::<S, R, 1>(s, of, scores, state),
                 };
         }
         R
     }
 
-    /// `Σ p · v` of `V` vectors of columns, over keys `least .. most` of a block. A row that sees
-    /// fewer adds zeros.
+    /// `Σ p · v` of `V` vectors of columns. A row that sees fewer keys adds zeros.
     #[inline(always)]
     fn weigh<S: Simd, const R: usize, const V: usize>(
         &self,
         s: S,
-        (sequence, first_page, kv_head, (least, most), column): (
-            u32,
-            usize,
-            usize,
-            (usize, usize),
-            usize,
-        ),
-        first: usize,
+        of: Weighed,
         weights: &[f32],
         state: &mut State<'_>,
     ) -> usize {
+        let Weighed { sequence, first_page, kv_head, least, most, column, first_row } = of;
         let stride = self.shape.value_stride;
         let mut sums = [[s.splat(0.0); V]; R];
         for start in (least / PAGE_TOKENS * PAGE_TOKENS..most).step_by(PAGE_TOKENS) {
@@ -394,8 +411,8 @@ impl<T: KvElement> Attention<'_, T> {
             }
         }
         for r in 0..R {
-            let (out, _) =
-                state.out[(first + r) * stride + column..][..V * LANES].as_chunks_mut::<LANES>();
+            let (out, _) = state.out[(first_row + r) * stride + column..][..V * LANES]
+                .as_chunks_mut::<LANES>();
             for i in 0..V {
                 s.store(sums[r][i], &mut out[i]);
             }
